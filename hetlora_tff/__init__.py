@@ -1,0 +1,32 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""HetLoRA: federated LoRA with a rank of its own on every device, as TFF processes."""
+
+from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
+from hetlora_tff.adapters.config import LoraConfig
+from hetlora_tff.adapters.factors import LoraFactors
+from hetlora_tff.adapters.model import AdapterModel, CausalLanguageModel
+from hetlora_tff.clients.data import with_ranks
+from hetlora_tff.clients.ranks import truncated_power_law_ranks
+from hetlora_tff.clients.training import LocalTraining, Padding
+from hetlora_tff.clients.weights import ClientWeighting
+from hetlora_tff.evaluation import build_hetlora_eval_process
+from hetlora_tff.process import HetLoraOutput, HetLoraProcess, build_hetlora_process
+
+__all__ = [
+  'AdapterModel',
+  'BackboneError',
+  'CausalLanguageModel',
+  'ClientWeighting',
+  'FrozenBackbone',
+  'HetLoraOutput',
+  'HetLoraProcess',
+  'LocalTraining',
+  'LoraConfig',
+  'LoraFactors',
+  'Padding',
+  'build_hetlora_eval_process',
+  'build_hetlora_process',
+  'truncated_power_law_ranks',
+  'with_ranks',
+]

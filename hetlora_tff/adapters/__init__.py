@@ -1,0 +1,7 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA factors, layers, injection, the frozen backbone and the models built on it."""
+
+from hetlora_tff.adapters.factors import LoraFactors, pad, product_norm, tail_norm, truncate
+
+__all__ = ['LoraFactors', 'pad', 'product_norm', 'tail_norm', 'truncate']

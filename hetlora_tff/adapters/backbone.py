@@ -1,0 +1,244 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen backbone: a keras-nlp model on disk, mapped into memory instead of copied.
+
+A backbone directory holds `manifest.json` and one raw little-endian file per tensor. `build`
+creates the Keras model with every variable initialised by a memory-mapped constant, in eager mode
+or inside any graph: a graph then carries file names, not weights, and all clients and workers of a
+machine share one copy in the page cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import keras_nlp
+import numpy as np
+import tensorflow as tf
+
+_MANIFEST = 'manifest.json'
+_FORMAT = 1
+_DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+class BackboneError(ValueError):
+  """A backbone directory that is missing, unreadable, incomplete or altered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _TensorRecord:
+  """One stored tensor; `name` is that of the variable, in creation order."""
+
+  name: str
+  file: str
+  shape: tuple[int, ...]
+  dtype: str
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenBackbone:
+  """A verified backbone directory; make one with `save` or `load`.
+
+  Attributes:
+    directory: absolute path of the directory; graphs built from it name files in it.
+    class_name: the keras-nlp class, for example `'GPT2Backbone'`.
+    config: the arguments of that class.
+    dtype: how the tensors are stored. The model computes in float32 whatever it is; a tensor
+      stored in another type is widened when it is built, which costs a copy.
+    tensors: the stored tensors in creation order.
+  """
+
+  directory: str
+  class_name: str
+  config: dict[str, Any]
+  dtype: str
+  tensors: tuple[_TensorRecord, ...]
+
+  @classmethod
+  def save(
+    cls, backbone: tf.keras.Model, directory: str | os.PathLike, dtype: str = 'float32'
+  ) -> 'FrozenBackbone':
+    """Writes a keras-nlp backbone as a backbone directory, all of it or nothing.
+
+    Args:
+      backbone: a keras-nlp backbone without adapters.
+      directory: where to; must not exist or be empty.
+      dtype: `'float32'`, `'bfloat16'` or `'float16'`.
+
+    Raises:
+      BackboneError: if the directory is in use or cannot be written.
+      ValueError: for another dtype.
+    """
+    if dtype not in _DTYPES:
+      raise ValueError(f'`dtype` must be one of {", ".join(_DTYPES)}, got {dtype!r}.')
+    target = pathlib.Path(directory).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+      raise BackboneError(f'{target} exists and is not an empty directory; choose another.')
+    try:
+      target.parent.mkdir(parents=True, exist_ok=True)
+      staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    except OSError as error:
+      raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
+    try:
+      _write(backbone, staging, dtype)
+      staging.chmod(0o755)
+      os.replace(staging, target)
+    except OSError as error:
+      raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
+    finally:
+      shutil.rmtree(staging, ignore_errors=True)
+    return cls.load(target)
+
+  @classmethod
+  def load(cls, directory: str | os.PathLike) -> 'FrozenBackbone':
+    """Reads a backbone directory and verifies every tensor against its sha256, once.
+
+    Raises:
+      BackboneError: naming the file that is missing, malformed or altered.
+    """
+    root = pathlib.Path(directory).absolute()
+    manifest = _read_manifest(root / _MANIFEST)
+    try:
+      records = tuple(
+        _TensorRecord(**{**t, 'shape': tuple(t['shape'])}) for t in manifest['tensors']
+      )
+      loaded = cls(str(root), manifest['class'], manifest['config'], manifest['dtype'], records)
+    except (KeyError, TypeError) as error:
+      raise BackboneError(f'{root / _MANIFEST} lacks or misnames {error}.') from error
+    for record in records:
+      _verify(root, record)
+    return loaded
+
+  def build(self) -> tf.keras.Model:
+    """Creates the keras-nlp backbone on the mapped tensors, in the current graph or eagerly.
+
+    Returns:
+      The backbone, not trainable.
+
+    Raises:
+      BackboneError: if this keras-nlp creates other variables than those stored.
+    """
+    records = iter(self.tensors)
+
+    def creator(next_creator, **kwargs):
+      if not _is_weight(kwargs):
+        return next_creator(**kwargs)
+      record = next(records, None)
+      if record is None:
+        raise BackboneError(f'{self.directory} has fewer tensors than {self.class_name} needs.')
+      kwargs.update(initial_value=self._constant(record), trainable=False, shape=None)
+      return next_creator(**kwargs)
+
+    with tf.variable_creator_scope(creator):
+      backbone = _create(self.class_name, self.config)
+    backbone.trainable = False
+    built = sorted(tuple(w.shape) for w in backbone.weights)
+    if built != sorted(r.shape for r in self.tensors) or next(records, None) is not None:
+      raise BackboneError(f'{self.directory} does not fit {self.class_name} of this keras-nlp.')
+    return backbone
+
+  @property
+  def num_parameters(self) -> int:
+    """Number of stored weights."""
+    return sum(int(np.prod(r.shape)) for r in self.tensors)
+
+  @property
+  def sha256(self) -> str:
+    """One digest of class, configuration and all tensors."""
+    described = [self.class_name, self.config, [dataclasses.astuple(r) for r in self.tensors]]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+  def _constant(self, record: _TensorRecord) -> tf.Tensor:
+    path = os.path.join(self.directory, record.file)
+    mapped = tf.raw_ops.ImmutableConst(
+      dtype=tf.as_dtype(record.dtype), shape=record.shape, memory_region_name=path
+    )
+    return tf.cast(mapped, tf.float32)
+
+
+def _create(class_name: str, config: dict[str, Any]) -> tf.keras.Model:
+  backbone_class = getattr(keras_nlp.models, class_name, None)
+  if backbone_class is None:
+    raise BackboneError(f'keras-nlp {keras_nlp.__version__} has no `{class_name}`.')
+  return backbone_class.from_config(config)
+
+
+def _is_weight(creation: dict[str, Any]) -> bool:
+  # Keras models also create nameless step counters, in eager mode only.
+  return creation.get('name') is not None
+
+
+def _write(backbone: tf.keras.Model, directory: pathlib.Path, dtype: str) -> None:
+  """Stores the weights in the order in which their class creates them."""
+  class_name, config = type(backbone).__name__, backbone.get_config()
+  created = []
+
+  def recorder(next_creator, **kwargs):
+    variable = next_creator(**kwargs)
+    if _is_weight(kwargs):
+      created.append(variable)
+    return variable
+
+  # `model.weights` is not in creation order: a throw-away twin gives the one for the other.
+  with tf.Graph().as_default(), tf.variable_creator_scope(recorder):
+    twin = _create(class_name, config)
+  position = {id(variable): i for i, variable in enumerate(twin.weights)}
+  if len(created) != len(backbone.weights):
+    raise BackboneError(f'{class_name} has {len(backbone.weights)} weights, not {len(created)}.')
+  (directory / 'tensors').mkdir()
+  records = []
+  for number, variable in enumerate(created):
+    weight = backbone.weights[position[id(variable)]]
+    file = f'tensors/{number:04d}.bin'
+    data = tf.cast(weight, dtype).numpy().tobytes()
+    _write_synced(directory / file, data)
+    digest = hashlib.sha256(data).hexdigest()
+    records.append(_TensorRecord(weight.name, file, tuple(weight.shape), dtype, digest))
+  manifest = {
+    'format': _FORMAT,
+    'class': class_name,
+    'config': config,
+    'dtype': dtype,
+    'tensors': [dataclasses.asdict(record) for record in records],
+  }
+  _write_synced(directory / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _write_synced(path: pathlib.Path, data: bytes) -> None:
+  with open(path, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    manifest = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise BackboneError(f'Cannot read {path}: {error.strerror}.') from error
+  except ValueError as error:
+    raise BackboneError(f'{path} is not a backbone manifest: {error}.') from error
+  if not isinstance(manifest, dict) or manifest.get('format') != _FORMAT:
+    raise BackboneError(f'{path} is not a backbone manifest of format {_FORMAT}.')
+  return manifest
+
+
+def _verify(root: pathlib.Path, record: _TensorRecord) -> None:
+  path = root / record.file
+  if root not in path.resolve().parents and root.resolve() not in path.resolve().parents:
+    raise BackboneError(f'{root / _MANIFEST} names a file outside its directory: {record.file}.')
+  try:
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      size = file.tell()
+  except OSError as error:
+    raise BackboneError(f'Cannot read {path}: {error.strerror}.') from error
+  expected = int(np.prod(record.shape)) * tf.as_dtype(record.dtype).size
+  if digest != record.sha256 or size != expected:
+    raise BackboneError(f'{path} is not the tensor in {_MANIFEST}: it was altered or cut.')

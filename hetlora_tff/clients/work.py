@@ -1,0 +1,86 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The local computation as a TFF `ClientWorkProcess`."""
+
+import collections
+
+import tensorflow_federated as tff
+
+_SUMMED = (
+  'loss',
+  'predictions',
+  'examples',
+  'steps',
+  'clients',
+  'trained_clients',
+  'pruned_clients',
+  'non_finite_clients',
+  'trained_parameters',
+  'rank_histogram',
+)
+
+
+class HetLoraClientWork:
+  """Runs `train_on_client` on every client of a round.
+
+  Attributes:
+    process: the stock form, for `tff.learning.templates.compose_learning_process`. Its `next` is
+      `(<()@SERVER, {ModelWeights}@CLIENTS, {<rank=int32*, examples=batch*>}@CLIENTS> ->
+      <state=()@SERVER, result={ClientResult}@CLIENTS, measurements@SERVER>)`, where the received
+      factors may have any rank from the client's own to `max_rank`.
+    next: the same computation with one more result, `device_state={<rank=int32>}@CLIENTS`.
+
+  Measurements are sums over the round's clients: `loss` and `predictions` (their quotient is the
+  mean training loss), `examples`, `steps`, `clients`, `trained_clients` (with at least one
+  example), `pruned_clients`, `non_finite_clients` (left out), `trained_parameters`, and
+  `rank_histogram` (`[max_rank]`; entry `i` counts clients of rank `i + 1` after pruning).
+  """
+
+  def __init__(self, train_on_client: tff.Computation):
+    """Initializes the work.
+
+    Args:
+      train_on_client: see `hetlora_tff.clients.training.build_train_on_client`.
+    """
+    received_type, data_type = train_on_client.type_signature.parameter
+    weights_type = model_weights_type(received_type)
+
+    @tff.tensorflow.computation(weights_type, data_type)
+    def train(weights, client_data):
+      output = train_on_client(weights.trainable, client_data)
+      result = tff.learning.templates.ClientResult(output.update, output.update_weight)
+      return result, collections.OrderedDict(rank=output.rank), output.stats
+
+    @tff.federated_computation
+    def init_fn():
+      return tff.federated_value((), tff.SERVER)
+
+    @tff.federated_computation(
+      init_fn.type_signature.result,
+      tff.FederatedType(weights_type, tff.CLIENTS),
+      tff.FederatedType(data_type, tff.CLIENTS),
+    )
+    def next_with_device_state(state, weights, client_data):
+      trained = tff.federated_map(train, (weights, client_data))
+      measurements = tff.federated_zip(
+        collections.OrderedDict((name, tff.federated_sum(trained[2][name])) for name in _SUMMED)
+      )
+      return collections.OrderedDict(
+        state=state, result=trained[0], measurements=measurements, device_state=trained[1]
+      )
+
+    @tff.federated_computation(next_with_device_state.type_signature.parameter)
+    def next_fn(state, weights, client_data):
+      output = next_with_device_state(state, weights, client_data)
+      return tff.templates.MeasuredProcessOutput(
+        output['state'], output['result'], output['measurements']
+      )
+
+    self.next = next_with_device_state
+    self.process = tff.learning.templates.ClientWorkProcess(init_fn, next_fn)
+    self.max_rank = train_on_client.type_signature.result.stats['rank_histogram'].shape[0]
+
+
+def model_weights_type(adapters_type: tff.Type) -> tff.StructWithPythonType:
+  """TFF's `ModelWeights` with the adapters as the trainable part and nothing else."""
+  return tff.to_type(tff.learning.models.ModelWeights(trainable=adapters_type, non_trainable=()))

@@ -1,0 +1,73 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows while it works: a progress bar on a terminal, lines elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from tasks import plots
+
+
+class Progress:
+  """Progress of a run on stderr; a context manager."""
+
+  def __init__(self):
+    """Shows nothing before entry."""
+    self._console = rich.console.Console(stderr=True)
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(bar_width=24),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn('{task.fields[status]}'),
+      console=self._console,
+      disable=not self._console.is_terminal,
+    )
+    self._task: rich.progress.TaskID | None = None
+
+  def __enter__(self) -> 'Progress':
+    self._bar.start()
+    return self
+
+  def __exit__(self, *unused_error: object) -> None:
+    self._bar.stop()
+
+  def say(self, line: str) -> None:
+    """Prints a line above the bar."""
+    self._bar.console.print(line, highlight=False, markup=False)
+
+  def say_busy(self, status: str) -> None:
+    """Shows on the bar what a pause is for."""
+    if self._task is not None:
+      self._bar.update(self._task, status=status)
+
+  def start_rounds(self, done: int, total: int) -> None:
+    """Shows the bar."""
+    if done:
+      self.say(f'Resuming after round {done}.')
+    self._task = self._bar.add_task('Round', total=total, completed=done, status='')
+
+  def show_round(self, number: int, row: Mapping[str, Any], ranks: np.ndarray) -> None:
+    """Loss, cohort and ranks of a finished round."""
+    loss = row['train_loss']
+    status = (
+      f'loss {loss:.3f}' if loss != '' else 'no client trained'
+    ) + f' | {row["cohort_clients"]} clients of rank {ranks.min()} to {ranks.max()}'
+    if row['pruned_clients']:
+      status += f' | {row["pruned_clients"]} pruned'
+    if self._console.is_terminal:
+      self._bar.update(self._task, completed=number, status=status)
+    else:
+      self.say(f'round {number}: {status} | {row["round_seconds"]:.1f} s')
+
+  def show_evaluation(self, number: int, evaluation: Mapping[str, Any]) -> None:
+    """The held-out result of a round."""
+    name = f'round {number}' if number else 'untuned base'
+    line = f'{name}: held-out perplexity {plots.format_perplexity(evaluation["perplexity"])}'
+    if 'rouge_l' in evaluation:
+      line += f', RougeL {evaluation["rouge_l"]:.3f}'
+    self.say(line)

@@ -1,0 +1,302 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: one HTML file that needs no network, script or other file."""
+
+import base64
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
+from tasks import plots
+
+_TEMPLATE = 'run_report.html'
+_EXCERPT_CHARACTERS = 600
+
+_CAPTIONS = {
+  'loss': (
+    'Mean loss per target token: of the clients that trained in a round, and of the held-out'
+    ' clients where it was measured.'
+  ),
+  'perplexity': 'Perplexity on held-out clients; the dashed line is the untuned base model.',
+  'ranks': 'How many clients of a round trained an adapter of which rank.',
+  'bytes': (
+    'Bars: the part of the adapter that a client of this rank holds. Line: the same part padded to'
+    ' the largest rank, the form in which uploads have one size and hide the rank.'
+  ),
+}
+
+
+class _Tile(NamedTuple):
+  label: str
+  value: str
+  note: str
+
+
+def _read_json(path: pathlib.Path, kind: type, required: bool = False) -> Any:
+  if not required and not path.exists():
+    return kind()
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f'{path}: cannot be read as JSON ({error}).') from error
+  if not isinstance(content, kind):
+    raise ValueError(f'{path}: must hold a JSON {"object" if kind is dict else "list"}.')
+  return content
+
+
+def _number(value: Any) -> float | None:
+  """Returns a finite number, or None for anything else: files of other versions may lack it."""
+  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    return None
+  return float(value)
+
+
+def _fields(record: Any, *names: str) -> list[float | None]:
+  record = record if isinstance(record, Mapping) else {}
+  return [_number(record.get(name)) for name in names]
+
+
+def _records(value: Any) -> list[Mapping[str, Any]]:
+  return [x for x in value if isinstance(x, Mapping)] if isinstance(value, list) else []
+
+
+def _signed(value: float, decimals: int) -> str:
+  return f'{value:+.{decimals}f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def _percent(fraction: float) -> str:
+  return f'{_signed(100 * fraction, 1)}\N{NO-BREAK SPACE}%'
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 120:
+    return f'{seconds:.3g} s'
+  if seconds < 7200:
+    return f'{seconds / 60:.3g} min'
+  return f'{seconds / 3600:.3g} h'
+
+
+def _perplexities(summary: Mapping, metrics: plots.Table) -> tuple[float | None, float | None]:
+  """Returns perplexity before and after, from the metrics where there is no summary."""
+  (before,), (after,) = (_fields(summary.get(key), 'perplexity') for key in ('base', 'final'))
+  rounds, values = plots.measured(metrics, 'eval_perplexity')
+  if before is None and len(rounds) and rounds[0] == 0:
+    before = float(values[0])
+  if after is None and len(rounds) and rounds[-1] > 0:
+    after = float(values[-1])
+  return before, after
+
+
+def _interval_note(summary: Mapping, key: str, form: Any) -> str:
+  """Returns 'X (95 % interval A to B over N clients)' with what of it the summary has."""
+  mean, low, high = _fields(summary.get(key), 'mean', 'low', 'high')
+  if mean is None:
+    return ''
+  if low is None or high is None:
+    return form(mean)
+  (clients,) = _fields(summary, 'clients')
+  over = f' over {clients:.0f} held-out clients' if clients is not None else ''
+  return f'{form(mean)} (95 % interval {form(low)} to {form(high)}{over})'
+
+
+def _perplexity_note(summary: Mapping, before: float | None, after: float | None) -> str:
+  note = _interval_note(summary, 'relative_perplexity_change', _percent)
+  if not note and before and after:
+    note = _percent(after / before - 1)
+  return note
+
+
+def _headline(summary: Mapping, metrics: plots.Table) -> str:
+  before, after = _perplexities(summary, metrics)
+  if before is None or after is None:
+    return 'No held-out result of a tuned model was recorded in this run.'
+  change, low, high = _fields(summary.get('relative_perplexity_change'), 'mean', 'low', 'high')
+  change = after / before - 1 if change is None else change
+  size = f'{abs(100 * change):.1f}\N{NO-BREAK SPACE}%'
+  direction = 'below' if change < 0 else 'above'
+  headline = f'Held-out perplexity is {size} {direction} the untuned base model'
+  if low is not None and high is not None and low <= 0 <= high:
+    return f'{headline}; the interval includes no change.'
+  return f'{headline}.'
+
+
+def _tiles(summary: Mapping, metrics: plots.Table) -> list[_Tile]:
+  tiles = []
+  before, after = _perplexities(summary, metrics)
+  arrow = ' \N{RIGHTWARDS ARROW} '
+  known = [plots.format_perplexity(x) for x in (before, after) if x is not None]
+  if known:
+    note = _perplexity_note(summary, before, after)
+    tiles.append(_Tile('Held-out perplexity', arrow.join(known), note))
+  rouge = [_fields(summary.get(key), 'rouge_l')[0] for key in ('base', 'final')]
+  known = [f'{x:.3f}' for x in rouge if x is not None]
+  if known:
+    note = _interval_note(summary, 'rouge_l_change', lambda x: _signed(x, 3))
+    tiles.append(_Tile('RougeL of decoded text', arrow.join(known), note))
+  moved = [plots.measured(metrics, name)[1].sum() for name in ('download_bytes', 'upload_bytes')]
+  if any(moved):
+    down, up = map(plots.format_bytes, moved)
+    tiles.append(
+      _Tile('Bytes moved in total', plots.format_bytes(sum(moved)), f'{down} down, {up} up')
+    )
+  seconds = plots.measured(metrics, 'round_seconds')[1]
+  if len(seconds):
+    note = f'{_duration(float(seconds.mean()))} a round on the simulating machine'
+    tiles.append(_Tile('Time of all rounds', _duration(float(seconds.sum())), note))
+  return tiles
+
+
+def _data_uri(png: bytes) -> str:
+  return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
+
+
+def _figures(directory: pathlib.Path, sizes: Sequence[plots.RankBytes]) -> list[dict[str, str]]:
+  light = {name: path.read_bytes() for name, path in plots.write_plots(directory, sizes).items()}
+  dark = plots.draw_run(directory, sizes, plots.DARK)
+  return [
+    {
+      'name': name,
+      'caption': _CAPTIONS[name],
+      'light': _data_uri(image),
+      'dark': _data_uri(dark[name]),
+    }
+    for name, image in light.items()
+  ]
+
+
+def _value_text(value: Any) -> str:
+  if isinstance(value, str):
+    return value
+  if isinstance(value, list) and not any(isinstance(x, list | dict) for x in value):
+    return ', '.join(map(_value_text, value))
+  return json.dumps(value, ensure_ascii=False)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+  """Returns (name, value) pairs, with nested names joined by dots."""
+  pairs: list[tuple[str, str]] = []
+  for name, value in record.items():
+    if isinstance(value, Mapping) and value:
+      pairs += _flat(value, f'{prefix}{name}.')
+    else:
+      pairs.append((f'{prefix}{name}', _value_text(value)))
+  return pairs
+
+
+def _excerpt(text: Any) -> str:
+  text = text if isinstance(text, str) else ''
+  if len(text) <= _EXCERPT_CHARACTERS:
+    return text
+  return text[:_EXCERPT_CHARACTERS].rstrip() + ' \N{HORIZONTAL ELLIPSIS}'
+
+
+def _samples(path: pathlib.Path) -> list[dict[str, str]]:
+  names = ('client', 'source', 'reference', 'base', 'tuned')
+  return [{x: _excerpt(row.get(x)) for x in names} for row in _records(_read_json(path, list))]
+
+
+def _column(values: Sequence[float | None]) -> list[str]:
+  known = [x for x in values if x is not None]
+  largest = max(map(abs, known))
+  decimals = 0 if all(x.is_integer() for x in known) else 3 if largest < 1000 else 1
+  return ['' if x is None else f'{x:,.{decimals}f}' for x in values]
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
+  """Returns a table of the named columns that any row has, or None without any."""
+  columns = {name: [_number(row.get(name)) for row in rows] for name in names}
+  columns = {name: values for name, values in columns.items() if set(values) - {None}}
+  if not columns:
+    return None
+  return {
+    'names': [name.replace('_', ' ') for name in columns],
+    'rows': list(zip(*map(_column, columns.values()), strict=True)),
+  }
+
+
+def _rounds_table(metrics: plots.Table) -> dict[str, Any] | None:
+  rows = [dict(zip(metrics, line, strict=True)) for line in zip(*metrics.values(), strict=True)]
+  return _table([{k: float(v) for k, v in row.items()} for row in rows], list(metrics))
+
+
+def _rank_bytes(summary: Mapping) -> list[plots.RankBytes]:
+  rows = [
+    _fields(row, 'rank', 'slice_bytes', 'padded_bytes')
+    for row in _records(summary.get('bytes_by_rank'))
+  ]
+  return [plots.RankBytes(int(r), s, p) for r, s, p in rows if None not in (r, s, p)]
+
+
+def _title(config: Mapping, metrics: plots.Table) -> dict[str, Any]:
+  last = metrics['round'][-1] if len(metrics['round']) else 0
+  planned = _number(config.get('rounds'))
+  rounds = f'{last:.0f}'
+  if planned is not None and planned != last:
+    rounds += f' of {planned:.0f}'
+  facts = [(name, config.get(name)) for name in ('task', 'method', 'backbone')]
+  facts += [('rounds', rounds), ('clients per round', config.get('clients_per_round'))]
+  facts += [('largest rank', config.get('max_rank'))]
+  return {
+    'task': _value_text(config.get('task', 'run')),
+    'method': _value_text(config.get('method', '')),
+    'facts': [(name, _value_text(value)) for name, value in facts if value is not None],
+  }
+
+
+def _render(directory: pathlib.Path) -> str:
+  config = _read_json(directory / 'config.json', dict, required=True)
+  metrics = plots.read_table(directory / 'metrics.csv', ['round'])
+  summary = _read_json(directory / 'summary.json', dict)
+  environment = _read_json(directory / 'environment.json', dict)
+  samples = _samples(directory / 'samples.json')
+  tier_names = ('rank', 'clients', 'base_perplexity', 'loss', 'perplexity', 'rouge_l')
+  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates')
+  templates = jinja2.Environment(
+    loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+  )
+  return templates.get_template(_TEMPLATE).render(
+    title=_title(config, metrics),
+    headline=_headline(summary, metrics),
+    tiles=_tiles(summary, metrics),
+    figures=_figures(directory, _rank_bytes(summary)),
+    samples=samples,
+    tiers=_table(_records(summary.get('tiers')), tier_names),
+    rounds=_rounds_table(metrics),
+    config=_flat(config),
+    environment=_flat(environment),
+    private=config.get('privacy') not in (None, 'none'),
+    has_rouge=_fields(summary.get('final'), 'rouge_l')[0] is not None,
+    has_interval=_fields(summary.get('relative_perplexity_change'), 'low')[0] is not None,
+    command=_value_text(summary.get('command') or ''),
+  )
+
+
+def write_run_report(run_directory: str | os.PathLike) -> pathlib.Path:
+  """Writes `report.html` and `plots/*.png` from the files of a run directory.
+
+  The report is one file: images, style and icon are inside it, and every text from the files is
+  escaped. Sections whose file or column is absent are left out, so reports of interrupted runs work
+  too.
+
+  Args:
+    run_directory: Holds `config.json` and `metrics.csv`, and may hold `summary.json`,
+      `environment.json`, `ranks.csv` and `samples.json`.
+
+  Returns:
+    The path of the report, which is replaced at once or not at all.
+
+  Raises:
+    ValueError: If a required file is missing or a file is malformed; the message names it.
+  """
+  directory = pathlib.Path(run_directory)
+  path = directory / 'report.html'
+  html = _render(directory)
+  partial = path.with_suffix('.html.partial')
+  partial.write_text(html, encoding='utf-8')
+  os.replace(partial, path)
+  return path

@@ -1,0 +1,131 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of a run: who may write it, and writes that a kill cannot tear."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.errors import UserError
+
+METRIC_COLUMNS = (
+  'round',
+  'train_loss',
+  'eval_loss',
+  'eval_perplexity',
+  'eval_rouge_l',
+  'upload_bytes',
+  'download_bytes',
+  'round_seconds',
+  'cohort_clients',
+  'pruned_clients',
+  'non_finite_clients',
+  'mean_rank',
+  'trained_parameters',
+  'eval_seconds',
+)
+RANK_COLUMNS = ('round', 'rank', 'clients')
+
+
+class RunDirectory:
+  """A run's directory, locked while it is open; a context manager."""
+
+  def __init__(self, path: str | os.PathLike, *, resume: bool):
+    """Opens a new directory, or one that a run left unfinished.
+
+    Args:
+      path: the directory; made if missing.
+      resume: whether it must hold a run (True) or must be empty (False).
+
+    Raises:
+      UserError: if it is not what `resume` asks for, is in use, or cannot be written.
+    """
+    self.root = pathlib.Path(path)
+    has_run = (self.root / 'config.json').is_file()
+    if resume and not has_run:
+      raise UserError(f'--resume: {self.root} holds no run (no config.json).')
+    if not resume and self.root.exists():
+      if not self.root.is_dir():
+        raise UserError(f'--output-dir {self.root} is not a directory.')
+      if any(self.root.iterdir()):
+        mend = 'add --resume or choose another' if has_run else 'choose an empty or new one'
+        raise UserError(f'--output-dir {self.root} is in use; {mend}.')
+    self.root.mkdir(parents=True, exist_ok=True)
+    self._lock = open(self.root / '.lock', 'w')  # noqa: SIM115 (held until `close`)
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      self._lock.close()
+      raise UserError(f'--output-dir {self.root} is in use by another run.') from error
+
+  def __enter__(self) -> 'RunDirectory':
+    return self
+
+  def __exit__(self, *unused_error: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Lets others open the directory."""
+    self._lock.close()
+
+  def write_json(self, name: str, content: Any) -> None:
+    """Replaces a JSON file, all of it or nothing."""
+    self._replace(name, json.dumps(content, indent=2) + '\n')
+
+  def read_json(self, name: str) -> Any:
+    """Reads a JSON file of this run.
+
+    Raises:
+      UserError: naming the file, if it is missing or not JSON.
+    """
+    path = self.root / name
+    try:
+      return json.loads(path.read_text('utf-8'))
+    except OSError as error:
+      raise UserError(f'Cannot read {path}: {error.strerror}.') from error
+    except ValueError as error:
+      raise UserError(f'{path} is not JSON: {error}.') from error
+
+  def append_rows(self, name: str, columns: Sequence[str], rows: Sequence[Mapping]) -> None:
+    """Adds rows to a CSV file, which gets its header with the first; a missing value is empty."""
+    path = self.root / name
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    if not path.exists():
+      writer.writeheader()
+    writer.writerows(rows)
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(text.getvalue())
+      file.flush()
+      os.fsync(file.fileno())
+
+  def drop_rounds_after(self, name: str, last_round: int) -> None:
+    """Removes the rows of rounds that a resumed run will do again, and a row that a kill tore."""
+    path = self.root / name
+    if not path.exists():
+      return
+    header, *rows = path.read_text('utf-8').splitlines()
+    width = header.count(',')
+    kept = [
+      row
+      for row in rows
+      if row.count(',') == width
+      and row.partition(',')[0].isdigit()
+      and int(row.partition(',')[0]) <= last_round
+    ]
+    self._replace(name, '\n'.join([header, *kept]) + '\n')
+
+  def _replace(self, name: str, text: str) -> None:
+    path = self.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f'.{path.name}.tmp')
+    with open(staging, 'w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(staging, path)

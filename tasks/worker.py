@@ -1,0 +1,140 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The TFF runtime of a run: one C++ worker process that never outlives us.
+
+TFF's own local context hands our stdout and stderr to the worker; a worker that is left behind then
+holds a user's pipe open for ever. Here the worker gets neither, and the kernel ends it with us,
+however we end.
+"""
+
+import ctypes
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from types import TracebackType
+
+import grpc
+import portpicker
+import tensorflow_federated as tff
+
+from tasks.errors import UserError
+
+_MAX_MESSAGE_BYTES = 2_000_000_000
+_CHANNEL_OPTIONS = [
+  ('grpc.max_receive_message_length', _MAX_MESSAGE_BYTES),
+  ('grpc.max_send_message_length', _MAX_MESSAGE_BYTES),
+]
+_START_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class LocalWorker:
+  """Runs TFF computations in one C++ worker process; a context manager.
+
+  Inside the `with` block the worker's context is TFF's default.
+  """
+
+  def __init__(self, max_concurrent_clients: int, log_file: str | os.PathLike | None = None):
+    """Initializes the worker; the process starts on entry.
+
+    Args:
+      max_concurrent_clients: how many clients train at the same time, at least 1.
+      log_file: where the worker's own output goes; nowhere by default.
+    """
+    if max_concurrent_clients < 1:
+      raise ValueError(f'`max_concurrent_clients` must be >= 1, got {max_concurrent_clients}.')
+    self._max_concurrent_clients = max_concurrent_clients
+    self._log_file = log_file or os.devnull
+    self._process: subprocess.Popen | None = None
+    self._previous = None
+
+  def __enter__(self) -> 'LocalWorker':
+    port = portpicker.pick_unused_port()
+    self._process = self._start(port)
+    channel = grpc.insecure_channel(f'localhost:{port}', _CHANNEL_OPTIONS)
+    stub = tff.framework.RemoteExecutorGrpcStub(channel)
+    self._await_ready(stub)
+
+    def stack(cardinalities):
+      cardinalities.setdefault(tff.CLIENTS, 0)
+      executor = tff.framework.RemoteExecutor(stub, stream_structs=False)
+      executor.set_cardinalities(cardinalities)
+      return executor
+
+    context = tff.framework.SyncExecutionContext(
+      executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
+      compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+      transform_args=tff.tensorflow.transform_args,
+      transform_result=tff.tensorflow.transform_result,
+    )
+    self._previous = tff.framework.get_context_stack().current
+    tff.framework.set_default_context(context)
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    tff.framework.set_default_context(self._previous)
+    self._stop()
+
+  @property
+  def pid(self) -> int | None:
+    """Process id of the running worker."""
+    return self._process.pid if self._process else None
+
+  def _start(self, port: int) -> subprocess.Popen:
+    command = [
+      str(_worker_binary()),
+      f'--port={port}',
+      f'--max_concurrent_computation_calls={self._max_concurrent_clients}',
+    ]
+    with open(self._log_file, 'ab') as log:
+      return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # Ctrl-C reaches us alone, so that a round can end in order.
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+      )
+
+  def _await_ready(self, stub: tff.framework.RemoteExecutorGrpcStub) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not stub.is_ready:
+      if self._process.poll() is not None or time.monotonic() > deadline:
+        self._stop()
+        raise UserError(
+          'The TFF worker process did not start; `hetlora doctor` checks this machine.'
+        )
+      time.sleep(0.05)
+
+  def _stop(self) -> None:
+    process, self._process = self._process, None
+    if process is None:
+      return
+    process.terminate()
+    try:
+      process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+def _worker_binary() -> pathlib.Path:
+  package = importlib.util.find_spec('tensorflow_federated')
+  binary = pathlib.Path(package.origin).parent / 'data' / 'worker_binary'
+  if not binary.is_file():
+    raise UserError(f'This tensorflow-federated has no worker at {binary}; reinstall it.')
+  return binary
+
+
+def _die_with_parent() -> None:
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

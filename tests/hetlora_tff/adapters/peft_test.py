@@ -1,0 +1,279 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import os
+import pathlib
+from unittest import mock
+
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+from absl.testing import parameterized
+
+from hetlora_tff.adapters import config as config_lib
+from hetlora_tff.adapters import factors as factors_lib
+from hetlora_tff.adapters import peft
+
+QUERY = 'transformer_layer_0/self_attention/query'
+KEY = 'transformer_layer_0/self_attention/key'
+VALUE = 'transformer_layer_0/self_attention/value'
+CONFIG = config_lib.LoraConfig(max_rank=3, alpha=6.0)
+
+
+def _random(*shape, seed):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _factors(paths=(QUERY, VALUE), rank=3, d_in=8, d_out=8):
+  return {
+    path: factors_lib.LoraFactors(
+      _random(rank, d_in, seed=2 * i), _random(d_out, rank, seed=2 * i + 1)
+    )
+    for i, path in enumerate(paths)
+  }
+
+
+class PeftTest(tf.test.TestCase, parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.get_temp_dir())
+
+  def _tensors(self):
+    return safetensors.numpy.load_file(self.directory / peft.WEIGHTS_FILE)
+
+  def _config(self):
+    return json.loads((self.directory / peft.CONFIG_FILE).read_text())
+
+  def _edit_config(self, **changes):
+    (self.directory / peft.CONFIG_FILE).write_text(json.dumps({**self._config(), **changes}))
+
+  def _delta(self, module):
+    """The weight update [d_out, d_in] that PEFT computes from the files."""
+    tensors, config = self._tensors(), self._config()
+    a, b = (tensors[f'base_model.model.{module}.lora_{side}.weight'] for side in 'AB')
+    rank = config['rank_pattern'].get(module, config['r'])
+    alpha = config['alpha_pattern'].get(module, config['lora_alpha'])
+    self.assertEqual(a.shape[0], rank)
+    return alpha / rank * b @ a
+
+  def _our_delta(self, factors):
+    return CONFIG.scaling * factors.b @ factors.a
+
+  def _assert_round_trip(self, factors):
+    loaded = peft.load_peft_adapter(self.directory)
+    self.assertEqual(list(loaded.factors), list(factors))
+    for path in factors:
+      self.assertAllEqual(loaded.factors[path].a, factors[path].a)
+      self.assertAllEqual(loaded.factors[path].b, factors[path].b)
+    self.assertAlmostEqual(loaded.config['scaling'], CONFIG.scaling)
+    return loaded.config
+
+  def test_own_names(self):
+    factors = _factors(d_in=4, d_out=6)
+    peft.save_peft_adapter(self.directory, factors, CONFIG, base_model_name_or_path='tiny')
+    self.assertEqual(
+      {key: value.shape for key, value in self._tensors().items()},
+      {
+        'base_model.model.transformer_layer_0.self_attention.query.lora_A.weight': (3, 4),
+        'base_model.model.transformer_layer_0.self_attention.query.lora_B.weight': (6, 3),
+        'base_model.model.transformer_layer_0.self_attention.value.lora_A.weight': (3, 4),
+        'base_model.model.transformer_layer_0.self_attention.value.lora_B.weight': (6, 3),
+      },
+    )
+    written = self._config()
+    self.assertEqual((written['r'], written['lora_alpha']), (3, 6))
+    self.assertEqual(written['peft_type'], 'LORA')
+    self.assertFalse(written['fan_in_fan_out'])
+    self.assertIsNone(written['task_type'])
+    self.assertCountEqual(os.listdir(self.directory), [peft.WEIGHTS_FILE, peft.CONFIG_FILE])
+    loaded = self._assert_round_trip(factors)
+    self.assertEqual(loaded['targets'], ('query', 'value'))
+    self.assertEqual((loaded['max_rank'], loaded['alpha']), (3, 6.0))
+    self.assertEqual(loaded['base_model_name_or_path'], 'tiny')
+
+  def test_rank_stabilized_scale_and_tensors(self):
+    config = config_lib.LoraConfig(max_rank=4, alpha=3.0, rank_stabilized=True)
+    factors = {QUERY: factors_lib.LoraFactors(tf.ones([4, 2]), tf.ones([5, 4]))}
+    peft.save_peft_adapter(self.directory, factors, config)
+    self.assertEqual(self._config()['lora_alpha'] / self._config()['r'], 1.5)
+    self.assertFalse(self._config()['use_rslora'])
+    self.assertEqual(peft.load_peft_adapter(self.directory).config['scaling'], 1.5)
+
+  def test_gpt2_query_and_value_become_blocks_of_c_attn(self):
+    factors = _factors()
+    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture='GPT2Backbone')
+    written = self._config()
+    self.assertEqual((written['r'], written['lora_alpha']), (6, 12))
+    self.assertTrue(written['fan_in_fan_out'])
+    self.assertEqual(written['task_type'], 'CAUSAL_LM')
+    self.assertEqual(written['target_modules'], ['transformer.h.0.attn.c_attn'])
+    delta = self._delta('transformer.h.0.attn.c_attn')
+    expected = np.concatenate(
+      [self._our_delta(factors[QUERY]), np.zeros([8, 8]), self._our_delta(factors[VALUE])]
+    )
+    self.assertAllClose(delta, expected, rtol=1e-5, atol=1e-5)
+    self._assert_round_trip(factors)
+
+  def test_modules_of_different_ranks_keep_one_scale(self):
+    output = 'transformer_layer_0/self_attention/output'
+    factors = {**_factors(), **_factors([output], rank=2)}
+    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture='GPT2Backbone')
+    delta = self._delta('transformer.h.0.attn.c_proj')
+    self.assertAllClose(delta, self._our_delta(factors[output]), rtol=1e-5, atol=1e-5)
+    self.assertAllClose(
+      self._delta('transformer.h.0.attn.c_attn')[:8],
+      self._our_delta(factors[QUERY]),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+    self._assert_round_trip(factors)
+
+  def test_bloom_interleaves_heads(self):
+    factors = _factors([VALUE, KEY])
+    arguments = {'architecture': 'BloomBackbone', 'num_heads': 2}
+    peft.save_peft_adapter(self.directory, factors, CONFIG, **arguments)
+    # Hugging Face reads the rows as [heads, (query, key, value), head_dim].
+    delta = self._delta('transformer.h.0.self_attention.query_key_value').reshape(2, 3, 4, 8)
+    self.assertAllEqual(delta[:, 0], np.zeros([2, 4, 8]))
+    for block, path in ((1, KEY), (2, VALUE)):
+      expected = self._our_delta(factors[path]).reshape(2, 4, 8)
+      self.assertAllClose(delta[:, block], expected, rtol=1e-5, atol=1e-5)
+    self._assert_round_trip(factors)
+
+  def test_phi3_blocks_of_grouped_query_attention(self):
+    query, value = 'transformer_layer_1/attention/query', 'transformer_layer_1/attention/value'
+    factors = {**_factors([query]), **_factors([value], d_out=4)}
+    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture='Phi3Backbone')
+    delta = self._delta('model.layers.1.self_attn.qkv_proj')
+    expected = np.concatenate(
+      [self._our_delta(factors[query]), np.zeros([4, 8]), self._our_delta(factors[value])]
+    )
+    self.assertAllClose(delta, expected, rtol=1e-5, atol=1e-5)
+    self._assert_round_trip(factors)
+
+  @parameterized.named_parameters(
+    ('unknown_architecture', 'XLNetBackbone', (QUERY,)),
+    ('module_without_counterpart', 'GPT2Backbone', (QUERY, 'elsewhere/dense')),
+    ('bloom_without_heads', 'BloomBackbone', (QUERY,)),
+    ('phi3_key_size_unknown', 'Phi3Backbone', ('transformer_layer_0/attention/query',)),
+  )
+  def test_falls_back_to_own_names(self, architecture, paths):
+    factors = _factors(paths)
+    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture=architecture)
+    expected = sorted(path.replace('/', '.') for path in paths)
+    self.assertEqual(self._config()['target_modules'], expected)
+    self._assert_round_trip(factors)
+
+  @parameterized.named_parameters(
+    ('opt', 'OPTBackbone', 'model.decoder.layers.0.self_attn.q_proj'),
+    ('llama', 'LlamaBackbone', 'model.layers.0.self_attn.q_proj'),
+    ('llama3', 'Llama3Backbone', 'model.layers.0.self_attn.q_proj'),
+    ('mistral', 'MistralBackbone', 'model.layers.0.self_attn.q_proj'),
+    ('bert', 'BertBackbone', 'encoder.layer.0.attention.self.query'),
+    ('roberta', 'RobertaBackbone', 'encoder.layer.0.attention.self.query'),
+    ('distil_bert', 'DistilBertBackbone', 'transformer.layer.0.attention.q_lin'),
+  )
+  def test_renamed_modules(self, architecture, module):
+    factors = _factors()
+    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture=architecture)
+    self.assertIn(module, self._config()['target_modules'])
+    expected = self._our_delta(factors[QUERY])
+    self.assertAllClose(self._delta(module), expected, rtol=1e-5, atol=1e-5)
+    self._assert_round_trip(factors)
+
+  def test_reads_an_adapter_that_peft_wrote(self):
+    module = 'model.layers.0.self_attn.q_proj'
+    a, b = _random(2, 4, seed=0), _random(6, 2, seed=1)
+    keys = [f'base_model.model.{module}.lora_{side}.weight' for side in 'AB']
+    safetensors.numpy.save_file(
+      dict(zip(keys, (a, b), strict=True)), self.directory / peft.WEIGHTS_FILE
+    )
+    config = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 16, 'target_modules': ['q_proj']}
+    (self.directory / peft.CONFIG_FILE).write_text(json.dumps(config))
+    loaded = peft.load_peft_adapter(self.directory)
+    self.assertEqual(list(loaded.factors), [module])
+    self.assertAllEqual(loaded.factors[module].b, b)
+    self.assertEqual(loaded.config['scaling'], 8.0)
+    self.assertEqual(loaded.config['targets'], ('q_proj',))
+
+  def test_a_failed_write_keeps_the_old_file(self):
+    factors = _factors()
+    peft.save_peft_adapter(self.directory, factors, CONFIG)
+    with (
+      mock.patch.object(os, 'replace', side_effect=OSError('planned')),
+      self.assertRaisesRegex(OSError, 'planned'),
+    ):
+      peft.save_peft_adapter(self.directory, _factors(rank=2), CONFIG)
+    self.assertCountEqual(os.listdir(self.directory), [peft.WEIGHTS_FILE, peft.CONFIG_FILE])
+    self._assert_round_trip(factors)
+
+  @parameterized.named_parameters(
+    ('empty', {}, 'empty'),
+    ('transposed', {QUERY: (np.ones([2, 4]), np.ones([2, 4]))}, 'must be a'),
+    ('infinite', {QUERY: (np.full([2, 4], np.inf), np.ones([4, 2]))}, 'not finite'),
+  )
+  def test_refuses_to_save(self, factors, message):
+    factors = {path: factors_lib.LoraFactors(*pair) for path, pair in factors.items()}
+    with self.assertRaisesRegex(ValueError, message):
+      peft.save_peft_adapter(self.directory, factors, CONFIG)
+
+  @parameterized.named_parameters(
+    ('dtype', lambda tensors, a: {a: tensors[a].astype(np.float16)}, 'is F16'),
+    ('not_finite', lambda tensors, a: {a: tensors[a] * np.nan}, 'not finite'),
+    ('shape', lambda tensors, a: {a: tensors[a][0]}, r'lora_A \[r, d_in\]'),
+    ('rank', lambda tensors, a: {a: tensors[a][:2]}, r'lora_A \[r, d_in\]'),
+    ('foreign_name', lambda tensors, a: {'lm_head.weight': tensors[a]}, 'lm_head.weight'),
+    ('missing', lambda tensors, a: {a: None}, r'lora_A\.weight is missing'),
+  )
+  def test_refuses_damaged_tensors(self, change, message):
+    peft.save_peft_adapter(self.directory, _factors([QUERY]), CONFIG)
+    tensors = self._tensors()
+    (key,) = (key for key in tensors if 'lora_A' in key)
+    changed = {**tensors, **change(tensors, key)}
+    kept = {key: value for key, value in changed.items() if value is not None}
+    safetensors.numpy.save_file(kept, self.directory / peft.WEIGHTS_FILE)
+    with self.assertRaisesRegex(ValueError, message) as raised:
+      peft.load_peft_adapter(self.directory)
+    self.assertIn(peft.WEIGHTS_FILE, str(raised.exception))
+    self.assertNotIn('\n', str(raised.exception))
+
+  @parameterized.named_parameters(
+    ('kind', {'peft_type': 'IA3'}, 'peft_type'),
+    ('rank', {'r': 5}, 'rank 5'),
+    ('alpha', {'lora_alpha': -1}, 'lora_alpha'),
+    ('dora', {'use_dora': True}, 'use_dora'),
+    ('bias', {'bias': 'all'}, 'bias'),
+    ('two_scales', {'alpha_pattern': {'query': 99}}, 'one scale'),
+    ('targets', {'target_modules': None}, 'target_modules'),
+  )
+  def test_refuses_other_configurations(self, changes, message):
+    peft.save_peft_adapter(self.directory, _factors(), CONFIG)
+    self._edit_config(**changes)
+    with self.assertRaisesRegex(ValueError, message) as raised:
+      peft.load_peft_adapter(self.directory)
+    self.assertIn(peft.CONFIG_FILE, str(raised.exception))
+
+  def test_refuses_broken_files(self):
+    with self.assertRaisesRegex(ValueError, 'no such file'):
+      peft.load_peft_adapter(self.directory)
+    peft.save_peft_adapter(self.directory, _factors(), CONFIG)
+    weights = self.directory / peft.WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with self.assertRaisesRegex(ValueError, 'not a valid safetensors'):
+      peft.load_peft_adapter(self.directory)
+    (self.directory / peft.CONFIG_FILE).write_text('{')
+    with self.assertRaisesRegex(ValueError, 'not valid JSON'):
+      peft.load_peft_adapter(self.directory)
+
+  def test_refuses_a_damaged_layout(self):
+    peft.save_peft_adapter(self.directory, _factors(), CONFIG, architecture='GPT2Backbone')
+    for layout in ('{', '{"targets": [], "modules": [{}]}', '{"modules": []}'):
+      metadata = {'hetlora_layout': layout}
+      safetensors.numpy.save_file(self._tensors(), self.directory / peft.WEIGHTS_FILE, metadata)
+      with self.assertRaisesRegex(ValueError, 'layout is damaged'):
+        peft.load_peft_adapter(self.directory)
+
+
+if __name__ == '__main__':
+  tf.test.main()
