@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.model import AdapterModel
 from hetlora_tff.clients.training import adapters_type, checked_rank, client_data_type
@@ -75,6 +76,7 @@ def build_hetlora_eval_process(
   )
 
 
+@keras_classes_restored()
 def _build_evaluate_on_client(model, config: LoraConfig, bounds: list[int], weights_type):
   @tff.tensorflow.computation(weights_type, client_data_type(model))
   def evaluate(weights, client_data):

@@ -151,7 +151,8 @@ def build_hetlora_process(
       exactly; not together with a finalizer of your own.
 
   Raises:
-    ValueError: if weights and aggregator, or finalizer and server optimizer, do not fit.
+    ValueError: if weights and aggregator, distributor and aggregator, or finalizer and server
+      optimizer do not fit.
   """
   if finalizer is not None and server_optimizer is not None:
     raise ValueError('Give `finalizer` or `server_optimizer`, not both.')
@@ -180,9 +181,18 @@ def build_hetlora_process(
   )
   selects_rank = isinstance(parts.distributor, RankSelect)
   if selects_rank and training.padding is Padding.STATE:
+    _check_is_mean(aggregator)
     parts = parts._replace(absent_rows=_AbsentRows(weights_type, work, aggregator))
   initialize = _build_initialize(initial_weights_computation(shapes, config), parts)
   return HetLoraProcess(initialize, _build_next(initialize, parts), shapes, config, selects_rank)
+
+
+def _check_is_mean(aggregator: Any) -> None:
+  if not isinstance(aggregator, SparsityWeightedMeanFactory | tff.aggregators.MeanFactory):
+    raise ValueError(
+      f'`RankSelect` with Padding.STATE needs a weighted mean, not {type(aggregator).__name__}: '
+      'the share of clients without a row goes through the same aggregator. Use Padding.UPDATE.'
+    )
 
 
 def resolve_weighting(weighting: ClientWeighting | None, aggregator: Any) -> ClientWeighting:
@@ -273,7 +283,7 @@ class _AbsentRows:
 
 def _create(aggregator, value_type, weight_type) -> tff.templates.AggregationProcess:
   if isinstance(aggregator, tff.aggregators.UnweightedAggregationFactory):
-    # Its weights are uniform, so nothing is lost with them.
+    # Its weights are uniform, save that a client without an update counts as one that sent zeros.
     aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
   return aggregator.create(value_type, weight_type)
 

@@ -1,23 +1,32 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The base model of a run: a frozen backbone and its tokenizer, from whatever `--backbone` names."""
+"""The base model of a run: a frozen backbone and its tokenizer, from what `--backbone` names."""
 
+import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras_nlp
 import tensorflow as tf
 
 from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
-from tasks import base_model, text
+from tasks import base_model, harvest, text
 from tasks.errors import UserError
 
 EMBEDDED = 'embedded'
 _MANIFEST = 'manifest.json'
 _TOKENIZER = 'tokenizer'
+# The layout of a keras-nlp tokenizer preset.
+_TOKENIZER_CONFIG, _TOKENIZER_ASSETS = 'tokenizer.json', 'assets/tokenizer'
+_METADATA = 'metadata.json'
+# keras-nlp's message goes on with a list that we do not show.
+_LIST_FOLLOWS = ' A preset must be a one of:'
 
 
 class BaseModel(NamedTuple):
@@ -28,7 +37,7 @@ class BaseModel(NamedTuple):
 
 
 def cache_directory() -> pathlib.Path:
-  """Where converted backbones and harvested data are kept: `$HETLORA_CACHE`, or the user's cache."""
+  """Where converted backbones and harvested data are: `$HETLORA_CACHE`, or the user's cache."""
   default = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(os.environ.get('HETLORA_CACHE') or pathlib.Path(default) / 'hetlora_tff')
 
@@ -49,18 +58,74 @@ def load_base_model(name: str, cache: pathlib.Path) -> BaseModel:
     if name == EMBEDDED:
       directory = cache / 'backbones' / f'embedded-{base_model.base_model_checksum()[:16]}'
       backbone = _converted(directory, base_model.embedded_backbone)
-      return BaseModel(backbone, text.Tokenizer(base_model.embedded_tokenizer()))
-    if (path / _MANIFEST).is_file():
-      return BaseModel(FrozenBackbone.load(path), _tokenizer(path / _TOKENIZER))
-    return _from_keras_nlp(name, cache)
+      model = BaseModel(backbone, text.Tokenizer(base_model.embedded_tokenizer()))
+    elif (path / _MANIFEST).is_file():
+      model = BaseModel(FrozenBackbone.load(path), _tokenizer(path / _TOKENIZER))
+    else:
+      model = _from_keras_nlp(name, cache)
+    _check(model)
+    return model
   except BackboneError as error:
     raise UserError(f'--backbone {name}: {error}') from error
 
 
-def _converted(directory: pathlib.Path, build) -> FrozenBackbone:
+def save_tokenizer(tokenizer: Any, directory: pathlib.Path) -> None:
+  """Writes a keras-nlp tokenizer as a preset directory, all of it or nothing.
+
+  keras-nlp's own `save_to_preset` refuses to work on Keras 2, although its `from_preset` does.
+
+  Args:
+    tokenizer: a `keras_nlp.tokenizers.Tokenizer` whose vocabulary is in files.
+    directory: where to; must not exist.
+  """
+  staging = directory.with_name(f'.{directory.name}.{os.getpid()}')
+  try:
+    (staging / _TOKENIZER_ASSETS).mkdir(parents=True)
+    tokenizer.save_assets(str(staging / _TOKENIZER_ASSETS))
+    config = tf.keras.saving.serialize_keras_object(tokenizer)
+    (staging / _TOKENIZER_CONFIG).write_text(json.dumps(config, indent=1), 'utf-8')
+    versions = {
+      'keras_version': harvest.version('keras'),
+      'keras_nlp_version': keras_nlp.__version__,
+    }
+    (staging / _METADATA).write_text(json.dumps(versions), 'utf-8')
+    os.replace(staging, directory)
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check(model: BaseModel) -> None:
+  class_name = model.backbone.class_name
+  # An encoder would see the token that it is asked for.
+  if not hasattr(keras_nlp.models, class_name.replace('Backbone', 'CausalLM')):
+    raise BackboneError(f'{class_name} is not a causal language model.')
+  known = model.backbone.config.get('vocabulary_size')
+  if known and model.tokenizer.vocabulary_size > known:
+    raise BackboneError(
+      f'the tokenizer has {model.tokenizer.vocabulary_size} tokens and the model only {known}; '
+      'they do not belong together.'
+    )
+  try:
+    with tf.Graph().as_default():
+      model.backbone.build()
+  except BackboneError:
+    raise
+  except Exception as error:  # Keras raises whatever a wrong configuration leads to
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise BackboneError(f'{class_name} cannot be built from its manifest: {reason[0]}') from error
+
+
+def _converted(directory: pathlib.Path, build: Callable[[], tf.keras.Model]) -> FrozenBackbone:
   if not directory.is_dir():
-    FrozenBackbone.save(build(), directory)
-  return FrozenBackbone.load(directory)
+    try:
+      FrozenBackbone.save(build(), directory)
+    except BackboneError:
+      if not directory.is_dir():  # Otherwise another run was faster.
+        raise
+  try:
+    return FrozenBackbone.load(directory)
+  except BackboneError as error:
+    raise BackboneError(f'{error} Remove {directory} to convert it anew.') from error
 
 
 def _from_keras_nlp(name: str, cache: pathlib.Path) -> BaseModel:
@@ -75,15 +140,18 @@ def _from_keras_nlp(name: str, cache: pathlib.Path) -> BaseModel:
 
 def _load_keras_nlp(name: str) -> tf.keras.Model:
   try:
-    if name.endswith('.keras'):
-      model = tf.keras.models.load_model(name)
-      return getattr(model, 'backbone', model)
-    return keras_nlp.models.Backbone.from_preset(name)
+    with warnings.catch_warnings():
+      # Of keras-nlp about Keras 2, for every layer that is loaded.
+      warnings.simplefilter('ignore')
+      if name.endswith('.keras'):
+        model = tf.keras.models.load_model(name, compile=False)
+        return getattr(model, 'backbone', model)
+      return keras_nlp.models.Backbone.from_preset(name)
   except Exception as error:  # keras-nlp and its hubs raise whatever comes
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
       f'--backbone {name} is neither `{EMBEDDED}`, a backbone directory, a .keras file nor a '
-      f'keras-nlp preset that can be loaded here: {reason[0]}'
+      f'keras-nlp preset that can be loaded here: {reason[0].removesuffix(_LIST_FOLLOWS)}'
     ) from error
 
 
@@ -101,14 +169,14 @@ def _conversion_key(name: str) -> str:
 
 def _save_tokenizer(preset: str, directory: pathlib.Path) -> None:
   """Keeps a copy, so that a converted backbone needs its source no more."""
-  staging = directory.with_name(f'.{directory.name}.{os.getpid()}')
   try:
-    keras_nlp.tokenizers.Tokenizer.from_preset(preset).save_to_preset(str(staging))
-    os.replace(staging, directory)
+    save_tokenizer(keras_nlp.tokenizers.Tokenizer.from_preset(preset), directory)
+  except OSError as error:
+    if error.errno == errno.ENOSPC:
+      raise
+    raise UserError(f'--backbone {preset} comes without a tokenizer: {error}') from error
   except Exception as error:
     raise UserError(f'--backbone {preset} comes without a tokenizer: {error}') from error
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _tokenizer(directory: pathlib.Path) -> text.Tokenizer:

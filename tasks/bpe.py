@@ -61,7 +61,7 @@ def train(texts: Iterable[str], vocabulary_size: int) -> tuple[dict[str, int], l
   words = [[symbols[byte] for byte in word.encode('utf-8')] for word in counts]
   merges = _merges(words, list(counts.values()), vocabulary_size - 257)
   entries = [*sorted(symbols), *(left + right for left, right in merges)]
-  vocabulary = {entry: index for index, entry in enumerate([*entries, END_OF_TEXT])}
+  vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys([*entries, END_OF_TEXT]))}
   return vocabulary, [f'{left} {right}' for left, right in merges]
 
 
@@ -76,14 +76,11 @@ def _merges(words: list[list[str]], counts: list[int], limit: int) -> list[_Pair
   heap = [(-total, pair) for pair, total in totals.items()]
   heapq.heapify(heap)
   merges: list[_Pair] = []
-  made: set[str] = set()
   while heap and len(merges) < limit:
     total, pair = heapq.heappop(heap)
-    if totals[pair] != -total or total == 0 or pair[0] + pair[1] in made:
+    if totals[pair] != -total or total == 0:
       continue
     merges.append(pair)
-    # The same string reached by two routes would take two ids: only the first route counts.
-    made.add(pair[0] + pair[1])
     for changed in _apply(pair, words, counts, totals, places):
       if totals[changed] > 0:
         heapq.heappush(heap, (-totals[changed], changed))

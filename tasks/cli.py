@@ -21,7 +21,7 @@ import rich.console
 import rich.table
 import typer
 
-from tasks.config import RunConfig, option, resolve
+from tasks.config import RunConfig, option, resolve, resolve_resumed
 from tasks.errors import UserError
 
 _USER_ERROR, _INTERRUPTED = 2, 130
@@ -39,11 +39,18 @@ app = typer.Typer(
 def main() -> None:
   """Runs the command line; user errors are one line and exit code 2."""
   try:
-    sys.exit(app())
+    code = app(standalone_mode=False)
+    if code == _INTERRUPTED:  # Typer has caught it.
+      raise KeyboardInterrupt
+    sys.exit(code)
   except UserError as error:
     _fail(str(error), _USER_ERROR)
   except KeyboardInterrupt:
     _fail('Interrupted; finished rounds are kept, go on with --resume.', _INTERRUPTED)
+  except typer.TyperException as error:
+    if not error.format_message():  # No command at all, and the help is shown.
+      sys.exit(_USER_ERROR)
+    _fail(error.format_message(), _USER_ERROR)
   except OSError as error:
     if error.errno not in _MACHINE_ERRORS:
       raise
@@ -98,26 +105,11 @@ def train(
   given = {key: value for key, value in flags.items() if value is not None}
   if 'targets' in given:
     given['targets'] = tuple(t.strip() for t in given['targets'].split(',') if t.strip())
-  if resume:
-    config = _config_to_resume(output_dir, config, given)
-  resolved = resolve(config, given)
+  resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
   program = _import_program()
   summary = program.train(resolved, output_dir, resume=resume, command=['hetlora', *sys.argv[1:]])
   _print_summary(summary)
   print(f'Report: {output_dir / "report.html"}')
-
-
-def _config_to_resume(
-  output_dir: pathlib.Path, config: pathlib.Path | None, given: dict[str, Any]
-) -> pathlib.Path:
-  """A resumed run keeps its configuration, save for the number of rounds."""
-  changed = sorted(set(given) - {'rounds'})
-  if config is not None or changed:
-    what = '--config' if config is not None else option(changed[0])
-    raise UserError(f'{what}: a resumed run keeps its configuration (only --rounds may change).')
-  if not (output_dir / 'config.json').is_file():
-    raise UserError(f'--resume: {output_dir} holds no run (no config.json).')
-  return output_dir / 'config.json'
 
 
 @app.command()

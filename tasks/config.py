@@ -25,6 +25,10 @@ def _at_least(bound: float) -> Callable[[Any], str | None]:
   return lambda value: None if value >= bound else f'must be at least {bound}'
 
 
+def _seed(value: int) -> str | None:
+  return None if 0 <= value < 2**31 else 'must be in [0, 2^31)'
+
+
 def _positive(value: float) -> str | None:
   return None if value > 0 else 'must be positive'
 
@@ -46,7 +50,7 @@ class RunConfig:
   """
 
   task: str = _key('docstring_summarization', 'What to learn; `hetlora tasks` lists them.')
-  seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', _at_least(0))
+  seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', _seed)
   rounds: int = _key(30, 'Federated rounds.', _at_least(1))
   clients_per_round: int = _key(10, 'Clients that train in a round.', _at_least(1))
   backbone: str = _key(
@@ -139,6 +143,33 @@ def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunCo
     values.update(_read(config_file))
   values.update(flags)
   return RunConfig(**values)
+
+
+def resolve_resumed(
+  directory: pathlib.Path, config_file: pathlib.Path | None, flags: Mapping[str, Any]
+) -> RunConfig:
+  """The configuration of the run in a directory, of which only the number of rounds may change.
+
+  Args:
+    directory: of the run.
+    config_file: as in `resolve`; may repeat what the run has.
+    flags: likewise.
+
+  Raises:
+    UserError: naming what differs, or the directory without a run.
+  """
+  kept = directory / 'config.json'
+  if not kept.is_file():
+    raise UserError(f'--resume: {directory} holds no run (no config.json).')
+  values = from_json(kept).to_json()
+  given = {**(_read(config_file) if config_file else {}), **flags}
+  for key, value in given.items():
+    if key != 'rounds' and value != values[key]:
+      raise UserError(
+        f'{option(key)}: the run in {directory} has {values[key]!r}, and a resumed run keeps its '
+        'configuration (only --rounds may change).'
+      )
+  return RunConfig(**{**values, **given})
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

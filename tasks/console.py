@@ -57,8 +57,9 @@ class Progress:
     status = (
       f'loss {loss:.3f}' if loss != '' else 'no client trained'
     ) + f' | {row["cohort_clients"]} clients of rank {ranks.min()} to {ranks.max()}'
-    if row['pruned_clients']:
-      status += f' | {row["pruned_clients"]} pruned'
+    for name in ('pruned', 'non-finite'):
+      count = row[f'{name.replace("-", "_")}_clients']
+      status += f' | {count} {name}' if count else ''
     if self._console.is_terminal:
       self._bar.update(self._task, completed=number, status=status)
     else:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from hetlora_tff.adapters import injection, layers
@@ -14,6 +15,7 @@ from hetlora_tff.adapters.model import Adapters, causal_loss
 from tasks import metrics, text
 from tasks.backbones import BaseModel
 from tasks.decoding import GreedyDecoder
+from tasks.errors import UserError
 from tasks.federated_text import Example
 
 _ROWS_PER_BATCH = 32
@@ -85,7 +87,11 @@ class Evaluator:
     return len(self._packed)
 
   def losses(self, adapters: Adapters) -> metrics.ClientLosses:
-    """Mean loss of each client's targets."""
+    """Mean loss of each client's targets.
+
+    Raises:
+      UserError: if a loss is not finite.
+    """
     adapters = tf.nest.map_structure(tf.constant, adapters)
     clients, sums, counts = [], [], []
     for client, packed in self._packed.items():
@@ -96,6 +102,11 @@ class Evaluator:
         clients.append(client)
         sums.append(float(loss.total))
         counts.append(float(loss.count))
+    if not np.isfinite(sums).all():
+      raise UserError(
+        'The held-out loss is not finite: training has diverged; lower --client-learning-rate, '
+        '--server-learning-rate or --alpha.'
+      )
     return metrics.client_losses(clients, sums, counts)
 
   def write(self, adapters: Adapters) -> list[Written]:

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow_federated as tff
 
 import hetlora_tff
-from hetlora_tff.adapters.injection import TargetNotFoundError
 from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
 from hetlora_tff.clients.training import adapters_type
@@ -33,6 +32,8 @@ class Experiment:
     base: backbone and tokenizer.
     lora_config: the adapters.
     model: the causal model that clients train.
+    shapes: the adapted modules by path.
+    data: the task's clients.
     client_ids: the clients that train, sorted.
     initial_ranks: int32 `[clients]`, their ranks before the first round.
   """
@@ -57,7 +58,16 @@ class Experiment:
       self.model = hetlora_tff.CausalLanguageModel(self.base.backbone, config.sequence_length)
     except ValueError as error:
       raise UserError(f'--sequence-length: {error}') from error
-    self.data = task.load(cache / 'data', config.seed)
+    try:
+      self.shapes = self.model.module_shapes(self.lora_config)
+    except ValueError as error:
+      raise UserError(f'--targets: {error}') from error
+    try:
+      self.data = task.load(cache / 'data', config.seed)
+    except ValueError as error:
+      raise UserError(f'--task {config.task}: {error}') from error
+    if not self._held_out():
+      raise UserError(f'--eval-split {config.eval_split}: {config.task} has no such clients.')
     self.client_ids = sorted(self.data.train)
     if config.clients_per_round > len(self.client_ids):
       raise UserError(
@@ -68,19 +78,11 @@ class Experiment:
     self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
-    """The learning process.
-
-    Raises:
-      UserError: if `--targets` names a module that the backbone does not have.
-    """
+    """The learning process."""
     config = self.config
-    try:
-      shapes = self.model.module_shapes(self.lora_config)
-    except TargetNotFoundError as error:
-      raise UserError(f'--targets: {error}') from error
     distributor = None
     if config.distribution == 'select':
-      distributor = RankSelect(adapters_type(shapes, config.max_rank), self.lora_config)
+      distributor = RankSelect(adapters_type(self.shapes, config.max_rank), self.lora_config)
     return hetlora_tff.build_hetlora_process(
       self.model,
       self.lora_config,
@@ -155,6 +157,19 @@ class Experiment:
       )
       if n
     ]
+
+  def check_adapters(self, adapters: Adapters) -> None:
+    """Checks that adapters from a file belong to this run.
+
+    Raises:
+      ValueError: naming a module that is missing or has another shape.
+    """
+    if set(adapters) != set(self.shapes):
+      raise ValueError(f'The adapter is for {", ".join(adapters)}, not {", ".join(self.shapes)}.')
+    for path, shape in self.shapes.items():
+      a, b = adapters[path]
+      if (a.shape[1], b.shape[0]) != tuple(shape):
+        raise ValueError(f'The adapter of {path} does not fit the backbone of this run.')
 
   def concurrent_clients(self) -> int:
     """Clients that train at the same time."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 
 import hetlora_tff
@@ -60,8 +61,6 @@ def train(
   with RunDirectory(output_dir, resume=resume) as directory, Progress() as progress:
     progress.say(f'Loading {config.task} and the {config.backbone} backbone ...')
     experiment = Experiment(config)
-    directory.write_json('config.json', config.to_json())
-    directory.write_json('environment.json', _environment())
     log = directory.root / 'worker.log'
     with LocalWorker(experiment.concurrent_clients(), log_file=log):
       progress.say('Building the federated process ...')
@@ -97,6 +96,11 @@ class _Run:
     """The untuned base, measured; or the last good checkpoint."""
     initial = RunState(0, self._process.initialize(), self._experiment.initial_ranks)
     state = self._restore(initial) if resume else None
+    config = self._experiment.config
+    if state is not None and state.round_number > config.rounds:
+      raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
+    self._directory.write_json('config.json', config.to_json())
+    self._directory.write_json('environment.json', _environment())
     if state is None:
       state = initial
       for name in ('metrics.csv', 'ranks.csv'):
@@ -104,7 +108,7 @@ class _Run:
       self._record(state, {}, self._evaluate(state, write=True))
     for name in ('metrics.csv', 'ranks.csv'):
       self._directory.drop_rounds_after(name, state.round_number)
-    self._progress.start_rounds(state.round_number, self._experiment.config.rounds)
+    self._progress.start_rounds(state.round_number, config.rounds)
     return state
 
   def one_round(self, state: RunState) -> RunState:
@@ -142,7 +146,7 @@ class _Run:
       architecture=experiment.base.backbone.class_name,
       num_heads=experiment.base.backbone.config.get('num_heads'),
     )
-    base, final = directory.read_json(_BASE), directory.read_json(_FINAL)
+    base, final = directory.read_json(_BASE), self._final_evaluation(state)
     summary = summarize(base, final)
     summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
     summary['bytes_by_rank'] = _bytes_by_rank(self._process, experiment.initial_ranks)
@@ -154,23 +158,41 @@ class _Run:
 
   def _restore(self, initial: RunState) -> RunState | None:
     versions = asyncio.run(self._checkpoints.get_versions()) or []
+    folder = self._directory.root / 'checkpoints'
+    unreadable = []
     for version in sorted(versions, reverse=True):
+      path = folder / f'round_{version}'
       try:
         state = asyncio.run(self._checkpoints.load(version, initial))
-        return RunState(int(state.round_number), state.learning, np.array(state.ranks, np.int32))
+        state = RunState(int(state.round_number), state.learning, np.array(state.ranks, np.int32))
       except Exception as error:  # a torn checkpoint fails in whatever way its bytes do
-        name = self._directory.root / 'checkpoints' / f'round_{version}'
-        self._progress.say(f'{name} cannot be read ({type(error).__name__}); trying an older one.')
+        self._progress.say(f'{path} cannot be read ({type(error).__name__}); trying an older one.')
+        unreadable.append(path)
+        continue
+      for path in unreadable:  # Its round will be saved again under its name.
+        path.rename(path.with_name(f'unreadable_{path.name}_{time.time_ns()}'))
+      return state
     if versions:
-      raise UserError(f'No checkpoint in {self._directory.root}/checkpoints can be read.')
+      raise UserError(f'--resume: no checkpoint in {folder} can be read.')
+    if self._directory.last_round('metrics.csv'):
+      raise UserError(f'--resume: the checkpoints in {folder} are gone; start a new run.')
     return None
+
+  def _final_evaluation(self, state: RunState) -> dict[str, Any]:
+    """What the last round measured; measured now if a resumed run had no round left to do."""
+    if (self._directory.root / _FINAL).exists():
+      evaluation = self._directory.read_json(_FINAL)
+      if evaluation.get('round') == state.round_number:
+        return evaluation
+    return self._evaluate(state, write=True)
 
   def _evaluate(self, state: RunState, *, write: bool) -> dict[str, Any]:
     """Held-out losses and, with `write`, RougeL of decoded text, kept as a file."""
     self._progress.say_busy('evaluating on held-out clients')
     started = time.monotonic()
     adapters = _as_factors(self._process.get_model_weights(state.learning))
-    evaluation = evaluate(self._evaluator, adapters, write=write)
+    evaluation = {'round': state.round_number}
+    evaluation |= evaluate(self._evaluator, adapters, write=write)
     evaluation['seconds'] = round(time.monotonic() - started, 3)
     if write:
       self._directory.write_json(_FINAL if state.round_number else _BASE, evaluation)
@@ -197,7 +219,14 @@ class _Run:
         for rank, number in zip(ranks.tolist(), clients.tolist(), strict=True)
       ],
     )
-    asyncio.run(self._checkpoints.save(state, state.round_number))
+    try:
+      asyncio.run(self._checkpoints.save(state, state.round_number))
+    except tf.errors.OpError as error:
+      reason = (error.message or type(error).__name__).splitlines()[0]
+      raise UserError(
+        f'Cannot save round {state.round_number} to {self._directory.root}/checkpoints: {reason}; '
+        'earlier rounds are kept.'
+      ) from error
 
 
 def evaluate(evaluator: Evaluator, adapters: Adapters, *, write: bool) -> dict[str, Any]:
@@ -234,6 +263,7 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
     experiment = Experiment(config_from_json(path / 'config.json'))
     try:
       adapters = peft.load_peft_adapter(path / 'adapter').factors
+      experiment.check_adapters(adapters)
     except ValueError as error:
       raise UserError(str(error)) from error
     progress.say('Evaluating on held-out clients ...')

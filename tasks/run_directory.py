@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of a run: who may write it, and writes that a kill cannot tear."""
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -30,10 +31,17 @@ METRIC_COLUMNS = (
   'eval_seconds',
 )
 RANK_COLUMNS = ('round', 'rank', 'clients')
+_CONFIG, _LOCK = 'config.json', '.lock'
+# What a run that failed before its first record may leave behind.
+_PRELIMINARY = (_LOCK, 'worker.log', '.config.json.tmp', '.environment.json.tmp', 'checkpoints')
 
 
 class RunDirectory:
-  """A run's directory, locked while it is open; a context manager."""
+  """A run's directory, locked while it is open; a context manager.
+
+  It holds a run once `config.json` is written. A run that fails before leaves no trace, so that the
+  next try finds the directory as this one did.
+  """
 
   def __init__(self, path: str | os.PathLike, *, resume: bool):
     """Opens a new directory, or one that a run left unfinished.
@@ -46,17 +54,24 @@ class RunDirectory:
       UserError: if it is not what `resume` asks for, is in use, or cannot be written.
     """
     self.root = pathlib.Path(path)
-    has_run = (self.root / 'config.json').is_file()
+    try:
+      self._created = not self.root.exists()
+      self._open(resume)
+    except OSError as error:
+      raise UserError(f'--output-dir {self.root}: {error.strerror}.') from error
+
+  def _open(self, resume: bool) -> None:
+    has_run = (self.root / _CONFIG).is_file()
     if resume and not has_run:
-      raise UserError(f'--resume: {self.root} holds no run (no config.json).')
+      raise UserError(f'--resume: {self.root} holds no run (no {_CONFIG}).')
     if not resume and self.root.exists():
       if not self.root.is_dir():
         raise UserError(f'--output-dir {self.root} is not a directory.')
-      if any(self.root.iterdir()):
+      if any(path.name not in _PRELIMINARY for path in self.root.iterdir()):
         mend = 'add --resume or choose another' if has_run else 'choose an empty or new one'
         raise UserError(f'--output-dir {self.root} is in use; {mend}.')
     self.root.mkdir(parents=True, exist_ok=True)
-    self._lock = open(self.root / '.lock', 'w')  # noqa: SIM115 (held until `close`)
+    self._lock = open(self.root / _LOCK, 'w')  # noqa: SIM115 (held until `close`)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -71,7 +86,18 @@ class RunDirectory:
 
   def close(self) -> None:
     """Lets others open the directory."""
+    if not (self.root / _CONFIG).exists():
+      self._remove_traces()
     self._lock.close()
+
+  def _remove_traces(self) -> None:
+    for name in _PRELIMINARY:
+      path = self.root / name
+      with contextlib.suppress(OSError):  # Checkpoints, say: then it stays.
+        path.rmdir() if path.is_dir() else path.unlink()
+    if self._created:
+      with contextlib.suppress(OSError):
+        self.root.rmdir()
 
   def write_json(self, name: str, content: Any) -> None:
     """Replaces a JSON file, all of it or nothing."""
@@ -106,26 +132,37 @@ class RunDirectory:
 
   def drop_rounds_after(self, name: str, last_round: int) -> None:
     """Removes the rows of rounds that a resumed run will do again, and a row that a kill tore."""
+    header, rows = self._complete_rows(name)
+    if header:
+      kept = [row for number, row in rows if number <= last_round]
+      self._replace(name, '\n'.join([header, *kept]) + '\n')
+
+  def last_round(self, name: str) -> int | None:
+    """The last round in a CSV file, if it has any."""
+    return max((number for number, _ in self._complete_rows(name)[1]), default=None)
+
+  def _complete_rows(self, name: str) -> tuple[str, list[tuple[int, str]]]:
+    """The header and the rows, each with its round, without what a kill tore."""
     path = self.root / name
     if not path.exists():
-      return
-    header, *rows = path.read_text('utf-8').splitlines()
-    width = header.count(',')
-    kept = [
-      row
-      for row in rows
-      if row.count(',') == width
-      and row.partition(',')[0].isdigit()
-      and int(row.partition(',')[0]) <= last_round
-    ]
-    self._replace(name, '\n'.join([header, *kept]) + '\n')
+      return '', []
+    header, *lines = path.read_text('utf-8').splitlines() or ['']
+    rows = []
+    for line in lines:
+      number = line.partition(',')[0]
+      if line.count(',') == header.count(',') and number.isdigit():
+        rows.append((int(number), line))
+    return header, rows
 
   def _replace(self, name: str, text: str) -> None:
     path = self.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f'.{path.name}.tmp')
-    with open(staging, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(staging, path)
+    try:
+      with open(staging, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(staging, path)
+    finally:
+      staging.unlink(missing_ok=True)

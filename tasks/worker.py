@@ -55,24 +55,13 @@ class LocalWorker:
   def __enter__(self) -> 'LocalWorker':
     port = portpicker.pick_unused_port()
     self._process = self._start(port)
-    channel = grpc.insecure_channel(f'localhost:{port}', _CHANNEL_OPTIONS)
-    stub = tff.framework.RemoteExecutorGrpcStub(channel)
-    self._await_ready(stub)
-
-    def stack(cardinalities):
-      cardinalities.setdefault(tff.CLIENTS, 0)
-      executor = tff.framework.RemoteExecutor(stub, stream_structs=False)
-      executor.set_cardinalities(cardinalities)
-      return executor
-
-    context = tff.framework.SyncExecutionContext(
-      executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
-      compiler_fn=tff.backends.native.desugar_and_transform_to_native,
-      transform_args=tff.tensorflow.transform_args,
-      transform_result=tff.tensorflow.transform_result,
-    )
-    self._previous = tff.framework.get_context_stack().current
-    tff.framework.set_default_context(context)
+    try:
+      self._previous = tff.framework.get_context_stack().current
+      tff.framework.set_default_context(self._connect(port))
+    except BaseException:
+      # An interrupted entry has no exit.
+      self._stop()
+      raise
     return self
 
   def __exit__(
@@ -105,6 +94,24 @@ class LocalWorker:
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
       )
+
+  def _connect(self, port: int) -> tff.framework.SyncExecutionContext:
+    channel = grpc.insecure_channel(f'localhost:{port}', _CHANNEL_OPTIONS)
+    stub = tff.framework.RemoteExecutorGrpcStub(channel)
+    self._await_ready(stub)
+
+    def stack(cardinalities):
+      cardinalities.setdefault(tff.CLIENTS, 0)
+      executor = tff.framework.RemoteExecutor(stub, stream_structs=False)
+      executor.set_cardinalities(cardinalities)
+      return executor
+
+    return tff.framework.SyncExecutionContext(
+      executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
+      compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+      transform_args=tff.tensorflow.transform_args,
+      transform_result=tff.tensorflow.transform_result,
+    )
 
   def _await_ready(self, stub: tff.framework.RemoteExecutorGrpcStub) -> None:
     deadline = time.monotonic() + _START_SECONDS

@@ -8,6 +8,7 @@ or inside any graph: a graph then carries file names, not weights, and all clien
 machine share one copy in the page cache.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras_nlp
@@ -105,10 +107,11 @@ class FrozenBackbone:
     root = pathlib.Path(directory).absolute()
     manifest = _read_manifest(root / _MANIFEST)
     try:
-      records = tuple(
-        _TensorRecord(**{**t, 'shape': tuple(t['shape'])}) for t in manifest['tensors']
-      )
-      loaded = cls(str(root), manifest['class'], manifest['config'], manifest['dtype'], records)
+      records = tuple(_record(stored) for stored in manifest['tensors'])
+      name, config, dtype = manifest['class'], manifest['config'], manifest['dtype']
+      if not isinstance(name, str) or not isinstance(config, dict):
+        raise TypeError('the class or its configuration')
+      loaded = cls(str(root), name, config, dtype, records)
     except (KeyError, TypeError) as error:
       raise BackboneError(f'{root / _MANIFEST} lacks or misnames {error}.') from error
     for record in records:
@@ -125,13 +128,14 @@ class FrozenBackbone:
       BackboneError: if this keras-nlp creates other variables than those stored.
     """
     records = iter(self.tensors)
+    misfit = BackboneError(f'{self.directory} does not fit {self.class_name} of this keras-nlp.')
 
     def creator(next_creator, **kwargs):
       if not _is_weight(kwargs):
         return next_creator(**kwargs)
       record = next(records, None)
-      if record is None:
-        raise BackboneError(f'{self.directory} has fewer tensors than {self.class_name} needs.')
+      if record is None or kwargs.get('shape', record.shape) not in (None, record.shape):
+        raise misfit
       kwargs.update(initial_value=self._constant(record), trainable=False, shape=None)
       return next_creator(**kwargs)
 
@@ -140,7 +144,7 @@ class FrozenBackbone:
     backbone.trainable = False
     built = sorted(tuple(w.shape) for w in backbone.weights)
     if built != sorted(r.shape for r in self.tensors) or next(records, None) is not None:
-      raise BackboneError(f'{self.directory} does not fit {self.class_name} of this keras-nlp.')
+      raise misfit
     return backbone
 
   @property
@@ -160,6 +164,28 @@ class FrozenBackbone:
       dtype=tf.as_dtype(record.dtype), shape=record.shape, memory_region_name=path
     )
     return tf.cast(mapped, tf.float32)
+
+
+@contextlib.contextmanager
+def keras_classes_restored() -> Iterator[None]:
+  """Undoes what building Keras models in a TFF computation does to Keras models outside of it.
+
+  In a plain graph, which TFF traces in, Keras puts other base classes under every class that it
+  instantiates, for good: a model of the same class that lives outside could not be called again.
+  """
+  before = {cls: cls.__bases__ for cls in _subclasses(tf.keras.layers.Layer)}
+  try:
+    yield
+  finally:
+    for cls, bases in before.items():
+      if cls.__bases__ != bases:
+        cls.__bases__ = bases
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+  for subclass in cls.__subclasses__():
+    yield subclass
+    yield from _subclasses(subclass)
 
 
 def _create(class_name: str, config: dict[str, Any]) -> tf.keras.Model:
@@ -186,7 +212,7 @@ def _write(backbone: tf.keras.Model, directory: pathlib.Path, dtype: str) -> Non
     return variable
 
   # `model.weights` is not in creation order: a throw-away twin gives the one for the other.
-  with tf.Graph().as_default(), tf.variable_creator_scope(recorder):
+  with keras_classes_restored(), tf.Graph().as_default(), tf.variable_creator_scope(recorder):
     twin = _create(class_name, config)
   position = {id(variable): i for i, variable in enumerate(twin.weights)}
   if len(created) != len(backbone.weights):
@@ -215,6 +241,18 @@ def _write_synced(path: pathlib.Path, data: bytes) -> None:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _record(stored: dict[str, Any]) -> _TensorRecord:
+  record = _TensorRecord(**{**stored, 'shape': tuple(stored['shape'])})
+  texts = (record.name, record.file, record.sha256)
+  if (
+    record.dtype not in _DTYPES
+    or not all(isinstance(text, str) for text in texts)
+    or not all(isinstance(size, int) for size in record.shape)
+  ):
+    raise TypeError(f'the tensor {record.name!r}')
+  return record
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

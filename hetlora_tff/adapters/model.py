@@ -96,7 +96,7 @@ class CausalLanguageModel:
 
   def module_shapes(self, config: LoraConfig) -> collections.OrderedDict[str, ModuleShape]:
     """See `AdapterModel`."""
-    with tf.Graph().as_default():
+    with frozen.keras_classes_restored(), tf.Graph().as_default():
       adapted = injection.inject_lora(self.backbone.build(), config, create_variables=False)
     return collections.OrderedDict(
       (path, ModuleShape(layer.d_in, layer.d_out)) for path, layer in adapted.items()
@@ -131,7 +131,14 @@ def causal_loss(backbone: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> Bat
   weights = batch['loss_weights'][:, :-1]
   counted = tf.not_equal(weights, 0.0)
   labels = tf.boolean_mask(batch['token_ids'][:, 1:], counted)
-  logits = backbone.token_embedding(tf.boolean_mask(hidden[:, :-1, :], counted), reverse=True)
+  logits = _logits(backbone.token_embedding, tf.boolean_mask(hidden[:, :-1, :], counted))
   losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
   kept = tf.boolean_mask(weights, counted)
   return BatchLoss(tf.reduce_sum(losses * kept), tf.reduce_sum(kept))
+
+
+def _logits(embedding, hidden: tf.Tensor) -> tf.Tensor:
+  """`embedding(hidden, reverse=True)` without a transposed copy of the vocabulary in every step."""
+  if embedding.tie_weights:
+    return tf.matmul(hidden, embedding.embeddings, transpose_b=True)
+  return tf.matmul(hidden, embedding.reverse_embeddings)

@@ -26,7 +26,7 @@ def candidate_rank(rank: tf.Tensor, prune_decay: float, min_rank: int) -> tf.Ten
   Returns:
     An int32 scalar in `[1, rank]`; equal to `rank` where there is nothing to drop.
   """
-  # In float64, as the equation reads in NumPy: in float32, 0.7 * 10 floors to 6.
+  # In float64, as the equation reads in NumPy: in float32, 0.53 * 100 floors to 52.
   decayed = tf.cast(tf.floor(prune_decay * tf.cast(rank, tf.float64)), tf.int32)
   return tf.minimum(tf.maximum(decayed, min_rank), rank)
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.model import AdapterModel, Adapters, LossFn, ModuleShape
 from hetlora_tff.clients import pruning
@@ -118,6 +119,7 @@ def client_data_type(model: AdapterModel) -> tff.StructWithPythonType:
   )
 
 
+@keras_classes_restored()
 def build_train_on_client(
   model: AdapterModel,
   config: LoraConfig,
@@ -131,7 +133,8 @@ def build_train_on_client(
 
   The client cuts what it receives to its own rank `r` (a no-op if the distributor did), so the
   tensors that it trains have `r (d_in + d_out)` numbers per module. A client without examples, or
-  whose trained factors, weight or loss are not finite, sends zeros with weight 0 and keeps its rank.
+  whose trained factors, weight or loss are not finite, sends zeros with weight 0 and keeps its
+  rank.
 
   Args:
     model: the frozen model.

@@ -89,7 +89,9 @@ def train(method, server, rank, batches) -> Sent:
     if candidate < rank:
       _add_penalty(gradients, current, candidate, method.lam)
     current = {
-      path: tuple(v - method.client_rate * g for v, g in zip(current[path], gradients[path]))
+      path: tuple(
+        v - method.client_rate * g for v, g in zip(current[path], gradients[path], strict=True)
+      )
       for path in current
     }
   prunes = candidate < rank and _tail(current, candidate) < _tail(received, candidate)
@@ -149,7 +151,7 @@ def round_(method, server, clients):
       if total > 0.0:
         mean = sum(
           share[path] / total * _target(method, matrix, s.before[path][i], s.after[path][i])
-          for share, s in zip(shares, sent)
+          for share, s in zip(shares, sent, strict=True)
         )
       new.append(matrix + method.server_rate * (mean - matrix))
     result[path] = tuple(new)

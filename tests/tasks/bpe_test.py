@@ -17,8 +17,6 @@ def _naive_merges(text, limit):
   merges = []
   for _ in range(limit):
     pairs = collections.Counter(pair for word in words for pair in itertools.pairwise(word))
-    known = {left + right for left, right in merges}
-    pairs = {pair: n for pair, n in pairs.items() if pair[0] + pair[1] not in known}
     if not pairs:
       break
     best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -102,6 +102,20 @@ def test_near_copies_stay_with_the_first_holder(entries):
   assert 'Reads module000 number n0x0!' not in targets
 
 
+def test_a_short_text_within_a_later_one_is_dropped(entries):
+  found, _ = entries
+  first, *rest = _installed(1, each=docstrings.MIN_EXAMPLES + 1)
+  longer = _entry('other', 'o0', summary='Says it all.')
+  body = first.text.partition('\n\n')[2]
+  more = ' '.join(f'{longer.name} word{n}' for n in range(40))
+  longer = longer._replace(name=first.name, text=f'Says it all.\n\n{body} {more}')
+  found[:] = [first, *rest, longer, *[_entry('other', f'p{n}') for n in range(8)]]
+  clients = docstrings.harvest_clients()
+  summaries = [example.target for examples in clients.values() for example in examples]
+  assert 'Says it all.' in summaries
+  assert len(summaries) == len(found) - 1
+
+
 def test_clients_are_neither_small_nor_huge(entries):
   found, _ = entries
   found[:] = [
@@ -124,6 +138,7 @@ def test_the_harvest_is_cached_with_a_checksum(entries, tmp_path):
   recorded = (tmp_path / f'{data.name}.sha256').read_text().split()
   assert recorded == [hashlib.sha256(data.read_bytes()).hexdigest(), data.name]
   assert len(list(tmp_path.iterdir())) == 2
+  assert data.read_bytes()[4:8] == bytes(4), 'the time stamp of the gzip header'
 
 
 def _tamper(path):

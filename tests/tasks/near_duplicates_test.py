@@ -27,7 +27,9 @@ def test_coverage_counts_what_any_text_before_had():
   assert index.coverage('x y z') == 0
 
 
-@pytest.mark.parametrize(('text', 'repeats'), [('a b c d x', True), ('a b x y z', False)])
+@pytest.mark.parametrize(
+  ('text', 'repeats'), [('a b c d x', True), ('a b c x y', True), ('a b x y z', False)]
+)
 def test_the_threshold_decides(text, repeats):
   index = near_duplicates.ShingleIndex(width=2, threshold=0.5)
   index.add('a b c d e')

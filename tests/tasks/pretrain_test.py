@@ -54,8 +54,8 @@ def test_windows_are_one_stream_of_ended_documents():
   assert rows.dtype == np.int32
 
 
-def _take(seed):
-  documents = [[n] * 7 for n in range(1, 9)]
+def _take(seed, each=7):
+  documents = [[n] * each for n in range(1, 9)]
   stream = pretrain.batches(documents, 0, 8, _config(seed=seed))
   return [rows.tolist() for rows in itertools.islice(stream, 4)]
 
@@ -66,6 +66,11 @@ def test_batches_follow_the_seed_and_differ_by_pass():
   first, second = _take(1)[:2], _take(1)[2:]
   assert first != second
   assert sorted([*first[0], *first[1]]) == sorted([*second[0], *second[1]])
+
+
+def test_other_documents_meet_in_every_pass():
+  first, second, *_ = _take(1, each=3)
+  assert sorted(first) != sorted(second)
 
 
 def test_a_corpus_below_one_batch_is_refused():

@@ -49,6 +49,15 @@ def test_decoding_inverts_encoding(tokenizer, string):
   assert tokenizer.decode(tokenizer.encode(string)) == string
 
 
+def test_digits_of_any_kind_are_one_word():
+  # keras-nlp reads '1²' as one number; the standard library would split it before the square.
+  vocabulary = {symbol: place for place, symbol in enumerate(bpe.byte_symbols())}
+  vocabulary |= {'1Â': 256, bpe.END_OF_TEXT: 257}
+  whole = keras_nlp.models.GPT2Tokenizer(vocabulary=vocabulary, merges=['1 Â'])
+  assert text.Tokenizer(whole).encode('a 1² b') == whole('a 1² b').numpy().tolist()
+  assert 256 in text.Tokenizer(whole).encode('a 1² b')
+
+
 @pytest.mark.parametrize(
   'string',
   [

@@ -32,7 +32,8 @@ def test_candidate_rank(rank, prune_decay, min_rank):
     (5, 0.99, 1, 4),
     (1, 0.5, 1, 1),
     (3, 0.5, 5, 3),
-    (10, 0.7, 1, 7),  # 6 in float32
+    (100, 0.53, 1, 53),  # 52 in float32
+    (90, 0.7, 1, 62),  # 63 in float32
     (50, 1.0, 1, 50),
   ],
 )

@@ -1,4 +1,3 @@
-
 """The local computation of one client, run alone."""
 
 import collections
@@ -187,7 +186,6 @@ def _broken(value, where):
   x, y = toy_model.examples(3, 5)
   (x if where == 'x' else y)[2, 0] = value
   return x, y
-
 
 
 NON_FINITE = {

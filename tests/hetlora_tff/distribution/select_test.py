@@ -21,9 +21,7 @@ def select():
 def test_each_client_receives_exactly_its_slice(select):
   adapters = toy_model.random_adapters(1)
   ranks = [3, 1, 4, 1]
-  received = select.next(
-    tff.learning.models.ModelWeights(adapters, ()), [[rank] for rank in ranks]
-  )
+  received = select.next(tff.learning.models.ModelWeights(adapters, ()), [[rank] for rank in ranks])
   assert len(received) == len(ranks)
   for rank, client in zip(ranks, received, strict=True):
     for path, (a, b) in adapters.items():

@@ -1,0 +1,257 @@
+import json
+import pathlib
+import re
+import shutil
+
+import keras_nlp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
+
+SIZES = {
+  'vocabulary_size': 23,
+  'num_layers': 2,
+  'num_heads': 2,
+  'hidden_dim': 8,
+  'intermediate_dim': 12,
+  'max_sequence_length': 6,
+}
+
+
+def _gpt2(seed=1, **changes):
+  tf.keras.utils.set_random_seed(seed)
+  model = keras_nlp.models.GPT2Backbone(**{**SIZES, **changes})
+  # Fresh biases are zero and fresh norms one: equal tensors hide a mix-up.
+  rng = np.random.default_rng(seed)
+  for weight in model.weights:
+    weight.assign(rng.normal(scale=0.3, size=weight.shape))
+  return model
+
+
+INPUTS = {
+  'token_ids': np.array([[1, 5, 22, 3, 0, 0], [7, 2, 4, 9, 11, 1]], np.int32),
+  'padding_mask': np.array([[1, 1, 1, 1, 0, 0], [1] * 6], np.int32),
+}
+
+
+@pytest.fixture(scope='module')
+def original():
+  return _gpt2()
+
+
+@pytest.fixture(scope='module')
+def saved(original, tmp_path_factory):
+  return FrozenBackbone.save(original, tmp_path_factory.mktemp('backbone') / 'saved')
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  """A backbone directory to spoil."""
+  return pathlib.Path(shutil.copytree(saved.directory, tmp_path / 'copy'))
+
+
+def test_round_trip_gives_the_same_outputs(original, saved):
+  loaded = FrozenBackbone.load(saved.directory)
+  assert loaded == saved
+  np.testing.assert_array_equal(loaded.build()(INPUTS), original(INPUTS))
+  # A second build finds the same tensors under other variable names.
+  np.testing.assert_array_equal(loaded.build()(INPUTS), original(INPUTS))
+
+
+def test_builds_in_a_graph_that_holds_no_weights(tmp_path):
+  wide = _gpt2(vocabulary_size=5000)
+  # Before the graph: models made in one leave Keras unable to call the living ones.
+  expected = wide(INPUTS)
+  frozen = FrozenBackbone.save(wide, tmp_path / 'wide')
+  with tf.Graph().as_default() as graph:
+    output = frozen.build()({name: tf.constant(value) for name, value in INPUTS.items()})
+    initialize = tf.compat.v1.global_variables_initializer()
+    with tf.compat.v1.Session(graph=graph) as session:
+      session.run(initialize)
+      result = session.run(output)
+  np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+  stored = 4 * frozen.num_parameters
+  assert stored > 160_000
+  definition = graph.as_graph_def()
+  assert max(len(node.SerializeToString()) for node in definition.node) < 2_000
+  mapped = [node for node in definition.node if node.op == 'ImmutableConst']
+  assert len(mapped) == len(wide.weights)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_stores_half_precision_and_computes_in_float32(original, tmp_path, dtype):
+  frozen = FrozenBackbone.save(original, tmp_path / dtype, dtype=dtype)
+  files = list(pathlib.Path(frozen.directory, 'tensors').iterdir())
+  assert sum(file.stat().st_size for file in files) == 2 * frozen.num_parameters
+  built = frozen.build()
+  for mine, theirs in zip(built.weights, original.weights, strict=True):
+    assert mine.dtype == tf.float32
+    np.testing.assert_array_equal(mine, tf.cast(tf.cast(theirs, dtype), tf.float32))
+  np.testing.assert_allclose(built(INPUTS), original(INPUTS), atol=0.1)
+
+
+def test_built_model_is_frozen(saved):
+  assert saved.build().trainable_weights == []
+
+
+def test_names_what_it_holds(original, saved):
+  assert saved.class_name == 'GPT2Backbone'
+  assert {name: saved.config[name] for name in SIZES} == SIZES
+  assert saved.num_parameters == original.count_params()
+  assert pathlib.Path(saved.directory).is_absolute()
+  manifest = json.loads(pathlib.Path(saved.directory, 'manifest.json').read_text())
+  assert [t['file'] for t in manifest['tensors']][:2] == ['tensors/0000.bin', 'tensors/0001.bin']
+
+
+def test_digest_follows_the_weights_and_not_the_place(original, saved, tmp_path):
+  again = FrozenBackbone.save(original, tmp_path / 'again')
+  other = FrozenBackbone.save(_gpt2(seed=2), tmp_path / 'other')
+  half = FrozenBackbone.save(original, tmp_path / 'half', dtype='bfloat16')
+  assert re.fullmatch('[0-9a-f]{64}', saved.sha256)
+  assert again.sha256 == saved.sha256
+  assert len({saved.sha256, other.sha256, half.sha256}) == 3
+
+
+def _flip_a_bit(file):
+  data = bytearray(file.read_bytes())
+  data[-1] ^= 1
+  file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  'spoil',
+  [
+    _flip_a_bit,
+    lambda file: file.write_bytes(file.read_bytes()[:-4]),
+    lambda file: file.write_bytes(file.read_bytes() + bytes(4)),
+    lambda file: file.write_bytes(b''),
+    lambda file: file.unlink(),
+    lambda file: (file.unlink(), file.mkdir()),
+  ],
+  ids=['flipped bit', 'cut', 'grown', 'empty', 'missing', 'directory'],
+)
+def test_refuses_an_altered_tensor_and_names_it(copy, spoil):
+  spoil(copy / 'tensors' / '0003.bin')
+  with pytest.raises(BackboneError, match=r'0003\.bin'):
+    FrozenBackbone.load(copy)
+
+
+def _edited(change):
+  def edit(text):
+    manifest = json.loads(text)
+    change(manifest)
+    return json.dumps(manifest)
+
+  return edit
+
+
+@pytest.mark.parametrize(
+  'edit',
+  [
+    lambda text: '',
+    lambda text: text[: len(text) // 2],
+    lambda text: '[]',
+    lambda text: '\udcff',
+    _edited(lambda m: m.update(format=99)),
+    _edited(lambda m: m.pop('class')),
+    _edited(lambda m: m.pop('config')),
+    _edited(lambda m: m.pop('tensors')),
+    _edited(lambda m: m.update(tensors=7)),
+    _edited(lambda m: m.update(tensors=[7])),
+    _edited(lambda m: m.update(config=7)),
+    _edited(lambda m: m['tensors'][3].pop('sha256')),
+    _edited(lambda m: m['tensors'][3].update(extra=1)),
+    _edited(lambda m: m['tensors'][3].update(shape=7)),
+    _edited(lambda m: m['tensors'][3].update(shape=['a'])),
+    _edited(lambda m: m['tensors'][3].update(shape=[1])),
+    _edited(lambda m: m['tensors'][3].update(dtype='float99')),
+    _edited(lambda m: m['tensors'][3].update(file=7)),
+    _edited(lambda m: m['tensors'][3].update(sha256=7)),
+  ],
+)
+def test_refuses_a_malformed_manifest(copy, edit):
+  manifest = copy / 'manifest.json'
+  manifest.write_bytes(edit(manifest.read_text()).encode('utf-8', 'surrogateescape'))
+  with pytest.raises(BackboneError, match=re.escape(str(copy))):
+    FrozenBackbone.load(copy)
+
+
+def test_refuses_a_missing_manifest(tmp_path):
+  for directory in (tmp_path, tmp_path / 'nowhere'):
+    with pytest.raises(BackboneError, match=r'manifest\.json'):
+      FrozenBackbone.load(directory)
+
+
+@pytest.mark.parametrize('how', ['relative', 'absolute', 'link'])
+def test_refuses_a_file_outside_its_directory(copy, how):
+  outside = copy.parent / 'outside.bin'
+  inside = copy / 'tensors' / '0003.bin'
+  outside.write_bytes(inside.read_bytes())
+  if how == 'link':
+    inside.unlink()
+    inside.symlink_to(outside)
+  else:
+    name = '../outside.bin' if how == 'relative' else str(outside)
+    manifest = json.loads((copy / 'manifest.json').read_text())
+    manifest['tensors'][3]['file'] = name
+    (copy / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(BackboneError, match='outside its directory'):
+    FrozenBackbone.load(copy)
+
+
+def test_may_lie_behind_a_link(copy):
+  link = copy.parent / 'link'
+  link.symlink_to(copy)
+  assert FrozenBackbone.load(link).sha256 == FrozenBackbone.load(copy).sha256
+
+
+@pytest.mark.parametrize('change', ['fewer', 'more', 'other shapes', 'unknown class'])
+def test_build_refuses_tensors_that_do_not_fit_the_class(copy, change):
+  manifest = json.loads((copy / 'manifest.json').read_text())
+  if change == 'fewer':
+    manifest['tensors'].pop()
+  elif change == 'more':
+    manifest['tensors'].append(manifest['tensors'][0])
+  elif change == 'other shapes':
+    manifest['config']['intermediate_dim'] = 13
+  else:
+    manifest['class'] = 'NoSuchBackbone'
+  (copy / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(BackboneError):
+    FrozenBackbone.load(copy).build()
+
+
+def test_save_refuses_a_target_in_use(original, tmp_path):
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'precious').write_text('kept')
+  (tmp_path / 'file').write_text('kept')
+  for name in ('full', 'file'):
+    with pytest.raises(BackboneError, match='not an empty directory'):
+      FrozenBackbone.save(original, tmp_path / name)
+  assert (tmp_path / 'full' / 'precious').read_text() == 'kept'
+  assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_save_takes_an_empty_target_and_makes_parents(original, tmp_path):
+  (tmp_path / 'empty').mkdir()
+  FrozenBackbone.save(original, tmp_path / 'empty')
+  FrozenBackbone.save(original, tmp_path / 'a' / 'b' / 'c')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'empty']
+
+
+def test_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
+  monkeypatch.setattr('os.replace', _no_space)
+  with pytest.raises(BackboneError, match='No space left'):
+    FrozenBackbone.save(original, tmp_path / 'target')
+  assert list(tmp_path.iterdir()) == []
+
+
+def _no_space(*_):
+  raise OSError(28, 'No space left on device')
+
+
+def test_save_refuses_another_dtype(original, tmp_path):
+  with pytest.raises(ValueError, match='`dtype` must be one of float32, bfloat16, float16'):
+    FrozenBackbone.save(original, tmp_path / 'target', dtype='int8')

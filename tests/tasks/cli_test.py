@@ -1,0 +1,200 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from tasks import cli, config
+from tasks.errors import UserError
+
+_SUMMARY = {
+  'base': {'perplexity': 20.0},
+  'final': {'perplexity': 15.0},
+  'relative_perplexity_change': {'mean': -0.25, 'low': -0.3, 'high': -0.2},
+}
+
+
+@pytest.fixture(name='program')
+def program_fixture(monkeypatch):
+  """Stands for the program: records the calls, or raises what it is told to."""
+  program = types.SimpleNamespace(calls=[], error=None)
+
+  def act(*args, **kwargs):
+    program.calls.append((args, kwargs))
+    if program.error:
+      raise program.error
+    return _SUMMARY
+
+  program.train = program.evaluate_run = act
+  monkeypatch.setattr(cli, '_import_program', lambda: program)
+  return program
+
+
+@pytest.fixture(name='run')
+def run_fixture(monkeypatch, capsys, tmp_path):
+  """Runs the command line in `tmp_path`; returns exit code, stdout and stderr."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('COLUMNS', '200')
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['hetlora', *arguments])
+    with pytest.raises(SystemExit) as caught:
+      cli.main()
+    output = capsys.readouterr()
+    return caught.value.code or 0, output.out, output.err
+
+  return run
+
+
+def _is_one_line(text):
+  return text.startswith('hetlora: ') and text.endswith('\n') and text.count('\n') == 1
+
+
+def _other_value(field):
+  samples = {
+    'weights': 'model',
+    'padding': 'update',
+    'distribution': 'select',
+    'client_optimizer': 'sgd',
+    'server_optimizer': 'adam',
+    'eval_split': 'validation',
+    'prune_decay': 0.5,
+    'max_rank': 40,
+    'min_rank': 5,
+    'sequence_length': 64,
+    'targets': ('key', 'a|b'),
+  }
+  if field.name in samples:
+    return samples[field.name]
+  return field.default + (1 if field.type in (int, float) else 'x')
+
+
+@pytest.mark.parametrize('field', dataclasses.fields(config.RunConfig), ids=lambda f: f.name)
+def test_every_key_is_a_flag_of_the_same_name(program, run, field):
+  value = _other_value(field)
+  text = ','.join(value) if isinstance(value, tuple) else str(value)
+  code, _, error = run('train', '--output-dir', 'd', config.option(field.name), text)
+  assert (code, error) == (0, '')
+  ((resolved, output_dir),), options = [c[0] for c in program.calls], program.calls[0][1]
+  assert resolved == dataclasses.replace(config.RunConfig(), **{field.name: value})
+  assert str(output_dir) == 'd'
+  assert options['resume'] is False
+  assert options['command'] == ['hetlora', *sys.argv[1:]]
+
+
+def test_flags_go_over_the_file(program, run, tmp_path):
+  (tmp_path / 'c.json').write_text(json.dumps({'rounds': 7, 'seed': 5}))
+  assert run('train', '--output-dir', 'd', '--config', 'c.json', '--rounds', '2')[0] == 0
+  assert program.calls[0][0][0] == config.RunConfig(rounds=2, seed=5)
+
+
+def test_summary_and_report_are_printed(program, run):
+  code, out, _ = run('train', '--output-dir', 'd')
+  assert code == 0
+  assert '-25.0 % (-30.0 % to -20.0 %)' in out
+  assert out.splitlines()[-1] == 'Report: d/report.html'
+  assert run('evaluate', 'd')[1].splitlines()[-1] == 'Evaluation: d/evaluation.json'
+  assert str(program.calls[-1][0][0]) == 'd'
+
+
+def test_resume_takes_the_configuration_of_the_run(program, run, tmp_path):
+  kept = config.RunConfig(rounds=4, seed=3)
+  (tmp_path / 'config.json').write_text(json.dumps(kept.to_json()))
+  assert run('train', '--output-dir', '.', '--resume', '--rounds', '6')[0] == 0
+  (resolved, _), options = program.calls[0]
+  assert resolved == dataclasses.replace(kept, rounds=6)
+  assert options['resume'] is True
+  code, _, error = run('train', '--output-dir', '.', '--resume', '--seed', '4')
+  assert code == 2
+  assert 'hetlora: --seed: ' in error
+  assert len(program.calls) == 1
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'named'),
+  [
+    (['train'], '--output-dir'),
+    (['train', '--output-dir', 'd', '--nosuch'], '--nosuch'),
+    (['train', '--output-dir', 'd', '--rounds', 'x'], '--rounds'),
+    (['train', '--output-dir', 'd', '--rounds'], '--rounds'),
+    (['train', '--output-dir', 'd', '--rounds', '0'], '--rounds'),
+    (['train', '--output-dir', 'd', '--min-rank', '9', '--max-rank', '8'], '--max-rank 8'),
+    (['train', '--output-dir', 'd', '--targets', ' , '], '--targets'),
+    (['train', '--output-dir', 'd', '--config', 'gone.json'], 'gone.json'),
+    (['train', '--output-dir', 'd', '--resume'], '--resume'),
+    (['train', '--output-dir', 'd', 'surplus'], 'surplus'),
+    (['evaluate'], 'directory'),
+    (['nosuch'], 'nosuch'),
+    (['--nosuch'], '--nosuch'),
+  ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(program, run, tmp_path, arguments, named):
+  code, out, error = run(*arguments)
+  assert (code, out) == (2, '')
+  assert _is_one_line(error)
+  assert named in error
+  assert program.calls == []
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('raised', 'expected_code', 'said'),
+  [
+    (UserError('--task x:\n unknown'), 2, '--task x: unknown'),
+    (KeyboardInterrupt(), 130, '--resume'),
+    (OSError(errno.ENOSPC, 'full', 'd/metrics.csv'), 2, 'd/metrics.csv: No space left on device'),
+    (OSError(errno.EROFS, 'x'), 2, 'Read-only file system'),
+  ],
+)
+def test_expected_failures_are_one_line(program, run, raised, expected_code, said):
+  program.error = raised
+  for arguments in (['train', '--output-dir', 'd'], ['evaluate', 'd']):
+    code, out, error = run(*arguments)
+    assert (code, out) == (expected_code, '')
+    assert _is_one_line(error)
+    assert said in error
+
+
+@pytest.mark.parametrize('raised', [ValueError('bug'), OSError(errno.EBADF, 'bug')])
+def test_our_own_bugs_keep_their_traceback(program, monkeypatch, raised):
+  program.error = raised
+  monkeypatch.setattr(sys, 'argv', ['hetlora', 'evaluate', 'd'])
+  with pytest.raises(type(raised), match='bug'):
+    cli.main()
+
+
+def test_without_a_command_there_is_help(run):
+  code, out, error = run()
+  assert (code, error) == (2, '')
+  assert 'train' in out
+
+
+def test_tasks_are_listed(run):
+  code, out, _ = run('tasks')
+  assert code == 0
+  assert 'docstring_summarization' in out
+
+
+@pytest.mark.parametrize('arguments', [['train', '--help'], ['train', '--output-dir', 'd', '-x']])
+def test_help_and_wrong_flags_do_not_wait_for_tensorflow(arguments):
+  script = (
+    'import atexit, sys\n'
+    'heavy = ["tensorflow", "keras_nlp", "matplotlib", "numpy"]\n'
+    'atexit.register(lambda: print("loaded:", [m for m in heavy if m in sys.modules]))\n'
+    'from tasks import cli\n'
+    'sys.argv[0] = "hetlora"\n'
+    'cli.main()\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script, *arguments], capture_output=True, text=True, timeout=60
+  )
+  assert result.stdout.splitlines()[-1] == 'loaded: []'
+  if '--help' in arguments:
+    assert result.returncode == 0
+    for field in dataclasses.fields(config.RunConfig):
+      assert config.option(field.name) in result.stdout

@@ -1,0 +1,155 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+import collections
+
+import numpy as np
+import pytest
+
+from hetlora_tff.adapters.backbone import FrozenBackbone
+from hetlora_tff.adapters.config import LoraConfig
+from hetlora_tff.adapters.factors import LoraFactors
+from tasks import text
+from tasks.backbones import BaseModel
+from tasks.errors import UserError
+from tasks.evaluator import Evaluator, Written, rouge_l_by_client
+from tasks.federated_text import Example
+from tests.integration import tiny_world
+
+_CONFIG = LoraConfig(max_rank=3, alpha=6.0)
+_PATHS = [
+  f'transformer_layer_{layer}/self_attention/{name}' for layer in (0, 1) for name in _CONFIG.targets
+]
+_LENGTH = tiny_world.SEQUENCE_LENGTH
+
+
+@pytest.fixture(scope='module', name='base')
+def base_fixture(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('base') / 'backbone'
+  frozen = FrozenBackbone.save(tiny_world.build_backbone(), directory)
+  return BaseModel(frozen, text.Tokenizer(tiny_world.build_tokenizer()))
+
+
+@pytest.fixture(scope='module', name='clients')
+def clients_fixture():
+  many = [Example(f'the cat {i} sat', f'a dog {i}') for i in range(40)]
+  return {'many': many, **tiny_world.clients(1, 3)}
+
+
+def _evaluator(base, clients, **changes):
+  limits = {'examples_per_client': 100, 'decode_examples': 6, **changes}
+  return Evaluator(base, _CONFIG, clients, sequence_length=_LENGTH, **limits)
+
+
+@pytest.fixture(scope='module', name='evaluator')
+def evaluator_fixture(base, clients):
+  return _evaluator(base, clients)
+
+
+def _adapters(seed=0, scale=0.3):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: (scale * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+  width = tiny_world.WIDTH
+  return collections.OrderedDict((p, LoraFactors(draw(3, width), draw(width, 3))) for p in _PATHS)
+
+
+def _without_effect(adapters):
+  return collections.OrderedDict(
+    (path, LoraFactors(a, np.zeros_like(b))) for path, (a, b) in adapters.items()
+  )
+
+
+def _merged(base, adapters):
+  """An ordinary keras-nlp model with `W + scaling b a` written into its kernels."""
+  model = tiny_world.build_backbone()
+  for path, (a, b) in adapters.items():
+    layer, _, name = path.split('/')
+    attention = model.get_layer(layer)._self_attention_layer
+    dense = getattr(attention, f'_{name}_dense')
+    delta = _CONFIG.scaling * (b.astype(np.float64) @ a).T
+    dense.kernel.assign_add(delta.reshape(dense.kernel.shape).astype(np.float32))
+  return model
+
+
+def _expected(model, tokenizer, examples):
+  """Mean loss of the targets of one client, by NumPy from the model's hidden states."""
+  packed = text.pack(examples, tokenizer, _LENGTH)
+  inputs = {name: packed[name] for name in ('token_ids', 'padding_mask')}
+  logits = model.token_embedding(model(inputs), reverse=True).numpy().astype(np.float64)
+  logits -= logits.max(-1, keepdims=True)
+  log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  next_tokens = packed['token_ids'][:, 1:, np.newaxis]
+  picked = np.take_along_axis(log_probabilities[:, :-1], next_tokens, -1)[..., 0]
+  weights = packed['loss_weights'][:, :-1]
+  return -(picked * weights).sum() / weights.sum(), weights.sum()
+
+
+def test_losses_equal_those_of_the_merged_model(base, clients, evaluator):
+  adapters = _adapters()
+  losses = evaluator.losses(adapters)
+  model = _merged(base, adapters)
+  assert losses.clients == tuple(clients)
+  for client, loss, count in zip(*losses, strict=True):
+    expected, tokens = _expected(model, base.tokenizer, clients[client])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert count == tokens
+
+
+def test_zero_b_is_the_base_whatever_a_is(base, clients, evaluator):
+  first = evaluator.losses(_without_effect(_adapters(1)))
+  second = evaluator.losses(_without_effect(_adapters(2)))
+  np.testing.assert_array_equal(first.losses, second.losses)
+  plain = tiny_world.build_backbone()
+  expected = [_expected(plain, base.tokenizer, e)[0] for e in clients.values()]
+  np.testing.assert_allclose(first.losses, expected, rtol=1e-5)
+  assert np.abs(evaluator.losses(_adapters(1)).losses - first.losses).max() > 1e-4
+
+
+def test_only_the_first_examples_of_a_client_count(base, clients):
+  limited = _evaluator(base, clients, examples_per_client=2, decode_examples=0)
+  adapters = _adapters()
+  model = _merged(base, adapters)
+  for client, loss, _ in zip(*limited.losses(adapters), strict=True):
+    expected = _expected(model, base.tokenizer, clients[client][:2])[0]
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_clients_take_turns_in_decoding(evaluator, clients):
+  written = evaluator.write(_adapters())
+  # Client 1 has two examples, client 2 three, client 3 four.
+  order = ['many', 'client_01', 'client_02', 'client_03', 'many', 'client_01']
+  assert [w.client for w in written] == order
+  for turn, w in zip([0, 0, 0, 0, 1, 1], written, strict=True):
+    assert (w.source, w.reference) == clients[w.client][turn]
+
+
+def test_limit_above_what_there_is_decodes_everything(base):
+  clients = tiny_world.clients(1, 2)
+  evaluator = _evaluator(base, clients, decode_examples=50)
+  assert len(evaluator.write(_adapters())) == sum(map(len, clients.values()))
+  assert evaluator.num_clients == 2
+
+
+def test_nothing_is_decoded_at_limit_zero(base, clients):
+  assert _evaluator(base, clients, decode_examples=0).write(_adapters()) == []
+
+
+def test_adapters_change_what_is_written(evaluator):
+  loud = [w.prediction for w in evaluator.write(_adapters(scale=4.0))]
+  quiet = [w.prediction for w in evaluator.write(_without_effect(_adapters()))]
+  assert loud != quiet
+
+
+def test_divergence_is_said_in_one_line(evaluator):
+  adapters = _adapters()
+  adapters[_PATHS[0]] = LoraFactors(*(np.full_like(x, np.nan) for x in adapters[_PATHS[0]]))
+  with pytest.raises(UserError, match='not finite: training has diverged'):
+    evaluator.losses(adapters)
+
+
+def test_rouge_is_averaged_within_a_client_first():
+  written = [
+    Written('a', '', 'the cat sat', 'the cat sat'),
+    Written('a', '', 'the cat sat', 'dogs'),
+    Written('b', '', 'the cat sat', 'the cat sat'),
+  ]
+  assert rouge_l_by_client(written) == pytest.approx({'a': 0.5, 'b': 1.0})

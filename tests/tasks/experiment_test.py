@@ -1,0 +1,103 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+import collections
+import re
+
+import numpy as np
+import pytest
+
+from hetlora_tff.adapters.factors import LoraFactors
+from tasks import experiment, registry
+from tasks.errors import UserError
+from tests.integration import tiny_world
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny_tasks_fixture(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(registry, 'TASKS', tiny_world.TASKS)
+    patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+@pytest.fixture(scope='module', name='preset')
+def preset_fixture(tmp_path_factory):
+  return tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
+
+
+@pytest.fixture(scope='module', name='tiny')
+def tiny_fixture(preset):
+  return experiment.Experiment(tiny_world.run_config(preset, prune_decay=0.9))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'task': 'nosuch'}, '--task nosuch: unknown; there are blind, hollow, tiny'),
+    ({'task': 'hollow'}, "--task hollow: client 'client_99' .* has no example"),
+    ({'task': 'blind'}, '--eval-split test: blind has no such clients'),
+    ({'backbone': 'nosuch'}, '--backbone nosuch is neither'),
+    ({'targets': ('nosuch',)}, "--targets: .*'nosuch'.* there are: .*query"),
+    ({'targets': ('[',)}, '--targets: .*regular expression'),
+    ({'sequence_length': 33}, r'--sequence-length: .*\[2, 32\]'),
+    ({'clients_per_round': 7}, '--clients-per-round 7: tiny has only 6'),
+  ],
+)
+def test_what_cannot_be_met_names_its_option(preset, changes, message):
+  with pytest.raises(UserError) as caught:
+    experiment.Experiment(tiny_world.run_config(preset, **changes))
+  assert re.match(message, str(caught.value))
+  assert '\n' not in str(caught.value)
+
+
+def test_ranks_are_within_bounds_and_follow_the_seed(preset, tiny):
+  assert tiny.initial_ranks.shape == (6,)
+  assert 1 <= tiny.initial_ranks.min() <= tiny.initial_ranks.max() <= 4
+  again = experiment.Experiment(tiny_world.run_config(preset))
+  np.testing.assert_array_equal(again.initial_ranks, tiny.initial_ranks)
+  draws = [
+    experiment.Experiment(tiny_world.run_config(preset, seed=seed)).initial_ranks.tolist()
+    for seed in (1, 2)
+  ]
+  assert len({tuple(tiny.initial_ranks), *map(tuple, draws)}) == 3
+
+
+def test_a_client_brings_its_rank_and_its_own_examples(tiny):
+  ranks = np.array([1, 2, 3, 4, 1, 2], np.int32)
+  (data,) = tiny.client_data([2], ranks, 1)
+  assert [int(rank) for rank in data['rank']] == [3]
+  batches = list(data['examples'])
+  assert [len(batch['token_ids']) for batch in batches] == [2, 2]
+  texts = {tiny.base.tokenizer.decode(row) for b in batches for row in b['token_ids'].numpy()}
+  sources = [example.source for example in tiny.data.train['client_02']]
+  assert all(any(text.startswith(source) for source in sources) for text in texts)
+
+
+def test_cohort_is_of_the_size_asked_for(tiny):
+  assert len(set(tiny.cohort(1))) == 3
+  assert tiny.cohort(1) == tiny.cohort(1)
+  assert len({tuple(tiny.cohort(number)) for number in range(1, 6)}) > 1
+
+
+def _adapters(shapes, rank=4):
+  return collections.OrderedDict(
+    (path, LoraFactors(np.zeros([rank, d_in]), np.zeros([d_out, rank])))
+    for path, (d_in, d_out) in shapes.items()
+  )
+
+
+def test_adapters_of_another_model_are_refused(tiny):
+  tiny.check_adapters(_adapters(tiny.shapes))
+  wide = dict.fromkeys(tiny.shapes, (24, 24))
+  with pytest.raises(ValueError, match='does not fit'):
+    tiny.check_adapters(_adapters(wide))
+  with pytest.raises(ValueError, match='is for key, not'):
+    tiny.check_adapters(_adapters({'key': (16, 16)}))
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'bounds'),
+  [(4, 32, [7, 11, 19, 32]), (1, 1, [1]), (3, 4, [3, 4]), (1, 4, [1, 2, 3, 4])],
+)
+def test_tiers_reach_the_largest_rank(low, high, bounds):
+  assert experiment._tiers(low, high) == bounds

@@ -1,0 +1,252 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of the program in this process; `tests/integration` runs the command."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hetlora_tff.adapters import peft
+from tasks import console, program, registry
+from tasks.errors import UserError
+from tests.integration import tiny_world
+
+_ADAPTER = 'adapter/adapter_model.safetensors'
+_ROUNDS = 3
+
+
+@pytest.fixture(scope='module', name='world')
+def world_fixture(tmp_path_factory):
+  """A preset, its task and a cache; returns how to train on them."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(registry, 'TASKS', tiny_world.TASKS)
+    patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    preset = tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
+
+    def train(directory, *, resume=False, **changes):
+      config = tiny_world.run_config(preset, **{'rounds': _ROUNDS, **changes})
+      return program.train(config, directory, resume=resume, command=['hetlora', 'train'])
+
+    yield train
+
+
+@pytest.fixture(scope='module', name='finished')
+def finished_fixture(world, tmp_path_factory):
+  """An undisturbed run."""
+  directory = tmp_path_factory.mktemp('finished') / 'run'
+  world(directory)
+  return directory
+
+
+@pytest.fixture(name='copy')
+def copy_fixture(finished, tmp_path):
+  return shutil.copytree(finished, tmp_path / 'copy')
+
+
+def _rows(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def _numbers(directory):
+  """Everything of a run that its seed decides."""
+  timed = ('round_seconds', 'eval_seconds')
+  return [
+    [{k: v for k, v in row.items() if k not in timed} for row in _rows(directory / name)]
+    for name in ('metrics.csv', 'ranks.csv')
+  ] + [(directory / _ADAPTER).read_bytes(), json.loads((directory / 'samples.json').read_text())]
+
+
+def test_run_leaves_the_files_of_the_contract(finished):
+  for name in (
+    'config.json environment.json metrics.csv ranks.csv summary.json report.html '
+    f'{_ADAPTER} adapter/adapter_config.json checkpoints plots'
+  ).split():
+    assert (finished / name).exists(), name
+  assert len(list((finished / 'plots').glob('*.png'))) >= 3
+  kept = json.loads((finished / 'config.json').read_text())
+  assert (kept['task'], kept['rounds'], kept['targets']) == ('tiny', 3, ['query', 'value'])
+  packages = json.loads((finished / 'environment.json').read_text())['packages']
+  assert packages['tensorflow-federated']
+
+
+def test_every_round_has_one_row_of_metrics(finished):
+  rows = _rows(finished / 'metrics.csv')
+  assert next(iter(rows[0])) == 'round'
+  assert [int(row['round']) for row in rows] == [0, 1, 2, 3]
+  trained = ('train_loss', 'upload_bytes', 'download_bytes', 'round_seconds')
+  assert not any(rows[0][name] for name in trained)
+  assert all(float(row[name]) > 0 for row in rows[1:] for name in trained)
+  # Round 0, every second, and the last; text is decoded at the start and the end.
+  assert [bool(row['eval_loss']) for row in rows] == [True, False, True, True]
+  assert [bool(row['eval_rouge_l']) for row in rows] == [True, False, False, True]
+  for row in rows:
+    if row['eval_loss']:
+      assert float(row['eval_perplexity']) == pytest.approx(np.exp(float(row['eval_loss'])))
+
+
+def test_training_learns(finished):
+  losses = [float(r['eval_loss']) for r in _rows(finished / 'metrics.csv') if r['eval_loss']]
+  assert losses[-1] < losses[0] - 0.001
+
+
+def test_ranks_count_every_client_in_every_round(finished):
+  rows = _rows(finished / 'ranks.csv')
+  for number in range(_ROUNDS + 1):
+    counts = {int(r['rank']): int(r['clients']) for r in rows if int(r['round']) == number}
+    assert sum(counts.values()) == 6
+    assert set(counts) <= {1, 2, 3, 4}
+
+
+def test_broadcast_moves_the_largest_rank_both_ways(finished):
+  for row in _rows(finished / 'metrics.csv')[1:]:
+    expected = 3 * 4 * tiny_world.BYTES_PER_RANK
+    assert (int(row['upload_bytes']), int(row['download_bytes'])) == (expected, expected)
+
+
+def test_adapter_holds_what_the_last_checkpoint_holds(finished):
+  loaded = peft.load_peft_adapter(finished / 'adapter').factors
+  saved = tf.saved_model.load(str(finished / 'checkpoints' / f'round_{_ROUNDS}'))
+  checkpoint = [np.asarray(value) for value in tf.nest.flatten(saved.build())]
+  assert len(loaded) == 4
+  for factors in loaded.values():
+    assert np.abs(factors.b).max() > 0
+    for factor in factors:
+      assert any(v.shape == factor.shape and np.array_equal(v, factor) for v in checkpoint)
+
+
+def test_evaluation_of_the_adapter_repeats_that_of_the_run(world, finished):
+  again = program.evaluate_run(finished)
+  summary = json.loads((finished / 'summary.json').read_text())
+  for name in ('base', 'final'):
+    assert again[name] == pytest.approx(summary[name], rel=1e-6)
+  written = json.loads((finished / 'evaluation.json').read_text())
+  assert written['final'] == again['final']
+  assert summary['final']['perplexity'] < summary['base']['perplexity']
+
+
+def test_resume_after_an_interruption_equals_the_undisturbed_run(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  show_round = console.Progress.show_round
+
+  def interrupt(self, number, *args):
+    if number == 3:
+      raise KeyboardInterrupt
+    show_round(self, number, *args)
+
+  directory = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    patch.setattr(console.Progress, 'show_round', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      world(directory)
+  assert [row['round'] for row in _rows(directory / 'metrics.csv')] == ['0', '1', '2']
+  # A kill may come between a round's metrics and its checkpoint, and may tear the checkpoint.
+  (directory / 'metrics.csv').open('a').write('3,9.9,,,,1,1,1,1,')
+  for part in (directory / 'checkpoints' / 'round_2' / 'variables').iterdir():
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+  world(directory, resume=True)
+  assert _numbers(directory) == _numbers(finished)
+  shown = capsys.readouterr().err
+  assert 'round_2 cannot be read' in ' '.join(shown.split())
+  assert 'Resuming after round 1.' in shown
+
+
+def test_checkpoint_that_cannot_be_written_is_one_line(world, tmp_path, monkeypatch):
+  async def full(*unused):
+    raise tf.errors.ResourceExhaustedError(None, None, 'x.tmp; No space left on device\nmore')
+
+  monkeypatch.setattr(program.tff.program.FileProgramStateManager, 'save', full)
+  with pytest.raises(UserError) as caught:
+    world(tmp_path / 'run')
+  assert 'No space left on device' in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_unreadable_checkpoints_are_refused_and_nothing_is_lost(world, copy):
+  before = (copy / 'metrics.csv').read_bytes()
+  for part in (copy / 'checkpoints').glob('round_*/saved_model.pb'):
+    part.write_bytes(b'torn')
+  with pytest.raises(UserError, match=r'--resume: no checkpoint in .* can be read'):
+    world(copy, resume=True)
+  shutil.rmtree(copy / 'checkpoints')
+  with pytest.raises(UserError, match=r'--resume: the checkpoints in .* are gone'):
+    world(copy, resume=True)
+  assert (copy / 'metrics.csv').read_bytes() == before
+  assert (copy / _ADAPTER).exists()
+
+
+@pytest.mark.slow
+def test_finished_run_can_be_resumed_shortened_never(world, finished, copy):
+  with pytest.raises(UserError, match='--rounds 2: this run has done 3 already'):
+    world(copy, resume=True, rounds=2)
+  assert json.loads((copy / 'config.json').read_text())['rounds'] == 3
+  world(copy, resume=True)
+  assert _numbers(copy) == _numbers(finished)
+  world(copy, resume=True, rounds=4)
+  assert [row['round'] for row in _rows(copy / 'metrics.csv')] == list('01234')
+
+
+@pytest.mark.slow
+def test_run_ended_early_is_evaluated_where_it_ends(world, copy):
+  for name in ('evaluation_final.json', 'summary.json', 'report.html', _ADAPTER):
+    (copy / name).unlink()
+  shutil.rmtree(copy / 'checkpoints' / 'round_3')
+  summary = world(copy, resume=True, rounds=2)
+  row = _rows(copy / 'metrics.csv')[-1]
+  assert row['round'] == '2'
+  assert summary['final']['loss'] == pytest.approx(float(row['eval_loss']))
+
+
+@pytest.mark.slow
+def test_same_seed_same_numbers_and_another_seed_others(world, finished, tmp_path):
+  world(tmp_path / 'same')
+  assert _numbers(tmp_path / 'same') == _numbers(finished)
+  world(tmp_path / 'other', seed=1)
+  assert _numbers(tmp_path / 'other')[2] != _numbers(finished)[2]
+
+
+@pytest.mark.slow
+def test_select_downloads_the_slice_of_each_client_only(world, tmp_path):
+  directory = tmp_path / 'run'
+  world(directory, distribution='select', prune_decay=1.0)
+  for row in _rows(directory / 'metrics.csv')[1:]:
+    total = round(3 * float(row['mean_rank']))
+    assert int(row['download_bytes']) == total * tiny_world.BYTES_PER_RANK
+    assert int(row['trained_parameters']) == total * tiny_world.BYTES_PER_RANK // 4
+    assert int(row['upload_bytes']) == 3 * 4 * tiny_world.BYTES_PER_RANK
+    assert 3 <= total < 12
+
+
+@pytest.mark.slow
+def test_select_and_broadcast_train_the_same(world, finished, tmp_path):
+  world(tmp_path / 'select', distribution='select')
+  ours, theirs = (
+    [float(row['train_loss']) for row in _rows(d / 'metrics.csv')[1:]]
+    for d in (tmp_path / 'select', finished)
+  )
+  assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_evaluate_needs_a_finished_run(tmp_path):
+  with pytest.raises(UserError, match='holds no finished run'):
+    program.evaluate_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_altered_adapter_is_one_line(world, copy):
+  weights = copy / _ADAPTER
+  weights.write_bytes(weights.read_bytes()[:-8])
+  with pytest.raises(UserError, match='adapter_model') as caught:
+    program.evaluate_run(copy)
+  assert '\n' not in str(caught.value)
+
+
+def test_two_checkpoints_are_kept(finished):
+  names = sorted(path.name for path in (finished / 'checkpoints').iterdir())
+  assert names == ['round_2', 'round_3']
