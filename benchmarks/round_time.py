@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import time
+from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -35,7 +36,7 @@ _LEARNING_RATE = 0.1
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--repeats', type=int, default=5, help='measured rounds of each kind')
   parser.add_argument('--output', help='also write the JSON to this file')
   arguments = parser.parse_args()
@@ -53,21 +54,23 @@ def main() -> None:
       file.write(text + '\n')
 
 
-def measure(work: workload.Work, repeats: int) -> dict[str, object]:
+def measure(work: workload.Work, repeats: int) -> dict[str, Any]:
   """Alternates rounds and bare loops after one warm-up of each."""
   rounds, loops, loads = [], [], []
   cores = len(os.sched_getaffinity(0))
   with workload.model_of(work) as model, LocalWorker(cores) as worker:
+    pid = worker.pid
+    assert pid is not None  # The worker runs inside the block.
     examples = workload.examples_of(work)
     run_round = _round(work, model, examples)
     run_loop = _bare_loop(work, model, examples)
     run_round()
     run_loop()
     for _ in range(repeats):
-      before = _busy_seconds(worker.pid)
+      before = _busy_seconds(pid)
       rounds.append(_seconds(run_round))
       loops.append(_seconds(run_loop))
-      machine, own = (b - a for a, b in zip(before, _busy_seconds(worker.pid), strict=True))
+      machine, own = (b - a for a, b in zip(before, _busy_seconds(pid), strict=True))
       loads.append(round(max(0.0, machine - own) / (rounds[-1] + loops[-1]), 3))
   ratios = [a / b for a, b in zip(rounds, loops, strict=True)]
   return {
@@ -129,7 +132,9 @@ def _busy_seconds(worker_pid: int) -> tuple[float, float]:
   """CPU seconds of the machine, and of this process and its worker."""
   times = psutil.cpu_times()
   own = [psutil.Process(pid).cpu_times() for pid in (os.getpid(), worker_pid)]
-  return sum(times) - times.idle - times.iowait, sum(t.user + t.system for t in own)
+  # Only Linux counts what waits for a device.
+  waiting = times.idle + getattr(times, 'iowait', 0.0)
+  return sum(times) - waiting, sum(t.user + t.system for t in own)
 
 
 if __name__ == '__main__':

@@ -53,6 +53,8 @@ def main() -> None:
 
 def _peak_anonymous_mb(model, concurrency: int) -> float:
   with LocalWorker(concurrency) as worker:
+    pid = worker.pid
+    assert pid is not None  # The worker runs inside the block.
     process = hetlora_tff.build_hetlora_process(model, workload.lora_config(_WORK))
     state = process.initialize()
     data = workload.client_data_of(_WORK, workload.examples_of(_WORK))
@@ -61,7 +63,7 @@ def _peak_anonymous_mb(model, concurrency: int) -> float:
 
     def watch():
       while not done.is_set():
-        peak[0] = max(peak[0], _anonymous_mb(worker.pid))
+        peak[0] = max(peak[0], _anonymous_mb(pid))
         time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)

@@ -71,7 +71,8 @@ def _config_flags(command):
   flags = []
   for field in dataclasses.fields(RunConfig):
     is_list = hints[field.name] not in (int, float, str)
-    default = ','.join(field.default) if is_list else field.default
+    default = getattr(RunConfig, field.name)
+    default = ','.join(default) if is_list else default
     flag = typer.Option(
       option(field.name), help=f'{field.metadata["help"]} (default: {default})', show_default=False
     )

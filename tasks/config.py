@@ -80,7 +80,7 @@ class RunConfig:
   local_steps: int = _key(5, 'Local steps of a client in a round.', _at_least(1))
   batch_size: int = _key(8, 'Examples per local step.', _at_least(1))
   client_optimizer: str = _key('adam', 'adam or sgd.', _one_of('adam', 'sgd'))
-  client_learning_rate: float = _key(2e-3, 'Local learning rate.', _positive)
+  client_learning_rate: float = _key(1e-2, 'Local learning rate.', _positive)
   server_optimizer: str = _key('sgd', 'sgd or adam.', _one_of('sgd', 'adam'))
   server_learning_rate: float = _key(1.0, 'Server learning rate.', _positive)
   eval_every: int = _key(5, 'Rounds between evaluations.', _at_least(1))

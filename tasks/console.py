@@ -60,7 +60,7 @@ class Progress:
     for name in ('pruned', 'non-finite'):
       count = row[f'{name.replace("-", "_")}_clients']
       status += f' | {count} {name}' if count else ''
-    if self._console.is_terminal:
+    if self._console.is_terminal and self._task is not None:
       self._bar.update(self._task, completed=number, status=status)
     else:
       self.say(f'round {number}: {status} | {row["round_seconds"]:.1f} s')

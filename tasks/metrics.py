@@ -3,7 +3,7 @@
 """Perplexity and RougeL over clients, with confidence intervals."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class ClientLosses(NamedTuple):
     token_counts: Target tokens of each client, float64 [n].
   """
 
-  clients: tuple[Hashable, ...]
+  clients: tuple[str, ...]
   losses: np.ndarray
   token_counts: np.ndarray
 
@@ -67,7 +67,7 @@ def perplexity(nll_sum: float, token_count: float) -> float:
 
 
 def client_losses(
-  clients: Sequence[Hashable], nll_sums: Sequence[float], token_counts: Sequence[float]
+  clients: Sequence[str], nll_sums: Sequence[float], token_counts: Sequence[float]
 ) -> ClientLosses:
   """Reduces examples to one loss for each client.
 
@@ -90,7 +90,7 @@ def client_losses(
     )
   if counts.min() < 0:
     raise ValueError(f'token_counts must not be negative; got {counts.min()}.')
-  rows: dict[Hashable, int] = {}
+  rows: dict[str, int] = {}
   index = [rows.setdefault(client, len(rows)) for client in clients]
   nll_by_client = np.bincount(index, nll, len(rows))
   tokens_by_client = np.bincount(index, counts, len(rows))
@@ -109,7 +109,7 @@ def pooled_perplexity(losses: ClientLosses) -> float:
   return perplexity(float(losses.losses @ losses.token_counts), float(losses.token_counts.sum()))
 
 
-def client_means(clients: Sequence[Hashable], values: Sequence[float]) -> dict[Hashable, float]:
+def client_means(clients: Sequence[str], values: Sequence[float]) -> dict[str, float]:
   """Returns each client's mean of its examples' values, in order of first appearance.
 
   Raises:
@@ -179,7 +179,8 @@ def paired_relative_interval(
     raise ValueError('before and after must hold the same target tokens for each client.')
   differences = _checked_vector('after', after.losses) - _checked_vector('before', before.losses)
   interval = _ratio_interval(differences, np.asarray(before.token_counts, np.float64), confidence)
-  return Interval(*(None if x is None else math.expm1(x) for x in interval))
+  low, high = (None if x is None else math.expm1(x) for x in (interval.low, interval.high))
+  return Interval(math.expm1(interval.mean), low, high)
 
 
 def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float]:
@@ -205,7 +206,7 @@ def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float
 
 
 def rouge_l_interval(
-  clients: Sequence[Hashable],
+  clients: Sequence[str],
   references: Sequence[str],
   predictions: Sequence[str],
   confidence: float = 0.95,

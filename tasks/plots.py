@@ -191,7 +191,9 @@ def draw_loss(metrics: Table, theme: Theme = LIGHT) -> bytes | None:
     ('train_loss', 'training', theme.first, False),
     ('eval_loss', 'held-out', theme.second, True),
   )
-  known = [(*measured(metrics, column), *rest) for column, *rest in series]
+  known = [
+    (*measured(metrics, column), label, color, dots) for column, label, color, dots in series
+  ]
   known = [entry for entry in known if len(entry[0])]
   if not known:
     return None

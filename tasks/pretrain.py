@@ -27,7 +27,7 @@ from rich import progress
 
 from tasks import base_model, bpe, corpus, docstrings, errors, harvest, text
 
-BACKBONE_CONFIG = collections.OrderedDict(
+BACKBONE_CONFIG: collections.OrderedDict[str, Any] = collections.OrderedDict(
   vocabulary_size=8192,
   num_layers=4,
   num_heads=4,
@@ -87,7 +87,10 @@ def learning_rate(config: PretrainConfig, done: float) -> float:
 
 
 def windows(
-  documents: Sequence[Sequence[int]], end_token_id: int, length: int, order: Sequence[int]
+  documents: Sequence[Sequence[int]],
+  end_token_id: int,
+  length: int,
+  order: Sequence[int] | np.ndarray,
 ) -> np.ndarray:
   """Returns int32 [n, length]: documents in `order`, each ended, as one stream cut into rows."""
   stream = [index for place in order for index in (*documents[place], end_token_id)]
@@ -233,7 +236,7 @@ def _run(
       if step % _CHECK_EVERY == 0 or done >= 1:
         results = {
           'steps': step,
-          'train_loss': round(float(np.mean(recent)), 4),
+          'train_loss': round(float(np.mean(list(recent))), 4),
           'held_out_loss': round(trainer.held_out_loss(held_out), 4),
         }
         save(results)

@@ -191,7 +191,7 @@ class _Run:
     self._progress.say_busy('evaluating on held-out clients')
     started = time.monotonic()
     adapters = _as_factors(self._process.get_model_weights(state.learning))
-    evaluation = {'round': state.round_number}
+    evaluation: dict[str, Any] = {'round': state.round_number}
     evaluation |= evaluate(self._evaluator, adapters, write=write)
     evaluation['seconds'] = round(time.monotonic() - started, 3)
     if write:

@@ -229,7 +229,11 @@ def _rank_bytes(summary: Mapping) -> list[plots.RankBytes]:
     _fields(row, 'rank', 'slice_bytes', 'padded_bytes')
     for row in _records(summary.get('bytes_by_rank'))
   ]
-  return [plots.RankBytes(int(r), s, p) for r, s, p in rows if None not in (r, s, p)]
+  return [
+    plots.RankBytes(int(rank), slice_bytes, padded_bytes)
+    for rank, slice_bytes, padded_bytes in rows
+    if rank is not None and slice_bytes is not None and padded_bytes is not None
+  ]
 
 
 def _title(config: Mapping, metrics: plots.Table) -> dict[str, Any]:

@@ -8,13 +8,13 @@ however we end.
 """
 
 import ctypes
-import importlib.util
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import grpc
@@ -30,6 +30,39 @@ _CHANNEL_OPTIONS = [
 ]
 _START_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
+
+
+class _Stub(tff.framework.RemoteExecutorGrpcStub):
+  """Asks whether the worker still runs when a request fails: TFF would try again without end."""
+
+  def __init__(self, channel: grpc.Channel, check_running: Callable[[], None]):
+    super().__init__(channel)
+    self._check_running = check_running
+
+  def _request(self, send: Callable, request):
+    try:
+      return send(request)
+    except (tff.framework.RetryableError, grpc.RpcError):
+      self._check_running()
+      raise
+
+  def get_executor(self, request):
+    return self._request(super().get_executor, request)
+
+  def create_value(self, request):
+    return self._request(super().create_value, request)
+
+  def create_struct(self, request):
+    return self._request(super().create_struct, request)
+
+  def create_call(self, request):
+    return self._request(super().create_call, request)
+
+  def create_selection(self, request):
+    return self._request(super().create_selection, request)
+
+  def compute(self, request):
+    return self._request(super().compute, request)
 
 
 class LocalWorker:
@@ -97,7 +130,7 @@ class LocalWorker:
 
   def _connect(self, port: int) -> tff.framework.SyncExecutionContext:
     channel = grpc.insecure_channel(f'localhost:{port}', _CHANNEL_OPTIONS)
-    stub = tff.framework.RemoteExecutorGrpcStub(channel)
+    stub = _Stub(channel, self._check_running)
     self._await_ready(stub)
 
     def stack(cardinalities):
@@ -116,12 +149,21 @@ class LocalWorker:
   def _await_ready(self, stub: tff.framework.RemoteExecutorGrpcStub) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not stub.is_ready:
-      if self._process.poll() is not None or time.monotonic() > deadline:
+      ended = self._process is None or self._process.poll() is not None
+      if ended or time.monotonic() > deadline:
         self._stop()
         raise UserError(
           'The TFF worker process did not start; `hetlora doctor` checks this machine.'
         )
       time.sleep(0.05)
+
+  def _check_running(self) -> None:
+    status = self._process.poll() if self._process else None
+    if status is not None:
+      raise UserError(
+        f'The TFF worker process ended with status {status} (-9: out of memory?); finished rounds '
+        'are kept, go on with --resume.'
+      )
 
   def _stop(self) -> None:
     process, self._process = self._process, None
@@ -136,8 +178,7 @@ class LocalWorker:
 
 
 def _worker_binary() -> pathlib.Path:
-  package = importlib.util.find_spec('tensorflow_federated')
-  binary = pathlib.Path(package.origin).parent / 'data' / 'worker_binary'
+  binary = pathlib.Path(tff.__file__).parent / 'data' / 'worker_binary'
   if not binary.is_file():
     raise UserError(f'This tensorflow-federated has no worker at {binary}; reinstall it.')
   return binary

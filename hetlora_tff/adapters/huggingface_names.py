@@ -82,7 +82,7 @@ def _fused_attention(ours: str, theirs: str) -> dict[str, tuple[tuple[str, ...],
   return {theirs: ((f'{ours}/query', f'{ours}/key', f'{ours}/value'),)}
 
 
-def _layers(ours: str, theirs: str, *modules: Mapping[str, str]) -> Stack:
+def _layers(ours: str, theirs: str, *modules: dict[str, str]) -> Stack:
   return Stack(ours, theirs, collections.ChainMap(*modules))
 
 
@@ -228,7 +228,7 @@ _ARCHITECTURES = {
 
 def find(architecture: str | None) -> Architecture | None:
   """The naming of a keras-nlp backbone class such as `'GPT2Backbone'`, or None if unknown."""
-  return _ARCHITECTURES.get(architecture)
+  return None if architecture is None else _ARCHITECTURES.get(architecture)
 
 
 def place(
@@ -245,8 +245,8 @@ def place(
     Module path to place, in the order of `sizes`; None if a module has no counterpart or its rows
     cannot be told from what is given.
   """
-  located = {path: _locate(names, path) for path in sizes}
-  if None in located.values():
+  located = {path: found for path in sizes if (found := _locate(names, path))}
+  if len(located) < len(sizes):
     return None
   ranks_used = collections.Counter()
   places = {}

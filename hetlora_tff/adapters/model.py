@@ -55,6 +55,7 @@ class AdapterModel(Protocol):
 
   def module_shapes(self, config: LoraConfig) -> collections.OrderedDict[str, ModuleShape]:
     """The adapted modules by path, in a stable order."""
+    ...
 
   def build(self, config: LoraConfig) -> LossFn:
     """Creates the model in the current graph.
@@ -62,6 +63,7 @@ class AdapterModel(Protocol):
     Returns:
       A function of (adapters of any rank, batch) that gives the batch's `BatchLoss`.
     """
+    ...
 
 
 class CausalLanguageModel:

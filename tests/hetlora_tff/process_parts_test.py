@@ -1,3 +1,5 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
 """The parts beside TFF's own, and the process inside TFF's own loops and forms."""
 
 import collections
@@ -197,7 +199,7 @@ def test_default_weights_follow_the_aggregator():
 
 def test_select_with_state_padding_refuses_what_is_not_a_weighted_mean():
   distributor = RankSelect(adapters_type(), toy_model.CONFIG)
-  with pytest.raises(ValueError, match='UnweightedMeanFactory.*Padding.UPDATE'):
+  with pytest.raises(ValueError, match=r'UnweightedMeanFactory.*Padding\.UPDATE'):
     build(tff.aggregators.UnweightedMeanFactory(), distributor=distributor)
 
 

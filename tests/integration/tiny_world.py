@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A base model and a task so small that a whole run takes seconds.
 
-As a program, the command `hetlora` that knows this task: `tiny_world.py train --task tiny ...`.
+As a program, the command `hetlora` that knows this task.
 """
 
 import json
@@ -14,6 +14,7 @@ import time
 
 from tasks import cli, config, registry
 
+ROOT = pathlib.Path(__file__).parents[2]
 SEQUENCE_LENGTH = 32
 WIDTH = 16
 # Query and value of two layers, d_in = d_out = 16, float32.
@@ -140,7 +141,7 @@ def flags(backbone: pathlib.Path, /, **changes) -> list[str]:
 
 def command(*arguments: object) -> list[str]:
   """`hetlora` with the tiny tasks, as a process of its own."""
-  return [sys.executable, str(pathlib.Path(__file__)), *map(str, arguments)]
+  return [sys.executable, '-m', 'tests.integration.tiny_world', *map(str, arguments)]
 
 
 def start(*arguments: object, stderr=subprocess.PIPE, stdout=subprocess.PIPE) -> subprocess.Popen:
@@ -152,7 +153,7 @@ def start(*arguments: object, stderr=subprocess.PIPE, stdout=subprocess.PIPE) ->
     stderr=stderr,
     text=True,
     start_new_session=True,
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=ROOT,
   )
 
 
@@ -196,5 +197,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
   main()

@@ -21,12 +21,18 @@ def preset_fixture(tmp_path_factory):
   return tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
 
 
-@pytest.fixture(name='directory')
-def directory_fixture(tmp_path):
+@pytest.fixture(scope='module', name='original')
+def original_fixture(tmp_path_factory):
   """A backbone directory of the user's own."""
-  FrozenBackbone.save(tiny_world.build_backbone(), tmp_path / 'own')
-  backbones.save_tokenizer(tiny_world.build_tokenizer(), tmp_path / 'own' / 'tokenizer')
-  return tmp_path / 'own'
+  directory = tmp_path_factory.mktemp('original') / 'own'
+  FrozenBackbone.save(tiny_world.build_backbone(), directory)
+  backbones.save_tokenizer(tiny_world.build_tokenizer(), directory / 'tokenizer')
+  return directory
+
+
+@pytest.fixture(name='directory')
+def directory_fixture(original, tmp_path):
+  return shutil.copytree(original, tmp_path / 'own')
 
 
 def _same_weights(frozen, keras_backbone):
@@ -61,6 +67,7 @@ def test_preset_directory_is_converted_once(preset, tmp_path, monkeypatch):
   assert len(_conversions(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_changed_preset_is_converted_anew(preset, tmp_path):
   copy = shutil.copytree(preset, tmp_path / 'preset')
   backbones.load_base_model(str(copy), tmp_path / 'cache')
@@ -90,6 +97,7 @@ def test_backbone_directory_is_used_in_place(directory, tmp_path):
   assert not (tmp_path / 'cache').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not base_model.ASSETS.is_dir(), reason='the base model is not in this tree')
 def test_embedded_model_is_converted_and_verified(tmp_path):
   model = backbones.load_base_model('embedded', tmp_path)
@@ -150,7 +158,7 @@ def _altered(directory: pathlib.Path, how: str) -> None:
     ('no JSON', 'manifest.json'),
     ('other class', 'GPT9Backbone'),
     ('encoder', 'not a causal'),
-    ('other size', 'cannot be built'),
+    ('other size', 'does not fit'),
     ('small vocabulary', 'do not belong together'),
     ('outside', 'secret.bin'),
     ('no tokenizer', 'tokenizer'),

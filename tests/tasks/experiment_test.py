@@ -1,13 +1,14 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
 import collections
+import functools
 import re
 
 import numpy as np
 import pytest
 
 from hetlora_tff.adapters.factors import LoraFactors
-from tasks import experiment, registry
+from tasks import backbones, experiment, registry
 from tasks.errors import UserError
 from tests.integration import tiny_world
 
@@ -17,6 +18,7 @@ def tiny_tasks_fixture(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, 'TASKS', tiny_world.TASKS)
     patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    patch.setattr(backbones, 'load_base_model', functools.cache(backbones.load_base_model))
     yield
 
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
 """The worker ends with us, however we end, and holds none of our pipes."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
 import json
 import pathlib
 import re
