@@ -38,7 +38,7 @@ class Progress:
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""
-    self._bar.console.print(line, highlight=False, markup=False)
+    self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def say_busy(self, status: str) -> None:
     """Shows on the bar what a pause is for."""

@@ -151,7 +151,7 @@ class Experiment:
       data.append(pack_client_data(rank, batches))
     sums = process.next(state, data).metrics
     return [
-      {'rank': bound, 'clients': int(n), 'loss': float(loss / count)}
+      {'rank_up_to': bound, 'clients': int(n), 'loss': float(loss / count)}
       for bound, n, loss, count in zip(
         bounds, sums['clients'], sums['loss'], sums['predictions'], strict=True
       )

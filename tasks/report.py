@@ -23,7 +23,7 @@ _CAPTIONS = {
     ' clients where it was measured.'
   ),
   'perplexity': 'Perplexity on held-out clients; the dashed line is the untuned base model.',
-  'ranks': 'How many clients of a round trained an adapter of which rank.',
+  'ranks': 'How many devices have which rank after each round; a server would not see this.',
   'bytes': (
     'Bars: the part of the adapter that a client of this rank holds. Line: the same part padded to'
     ' the largest rank, the form in which uploads have one size and hide the rank.'
@@ -258,7 +258,7 @@ def _render(directory: pathlib.Path) -> str:
   summary = _read_json(directory / 'summary.json', dict)
   environment = _read_json(directory / 'environment.json', dict)
   samples = _samples(directory / 'samples.json')
-  tier_names = ('rank', 'clients', 'base_perplexity', 'loss', 'perplexity', 'rouge_l')
+  tier_names = ('rank_up_to', 'clients', 'base_perplexity', 'loss', 'perplexity', 'rouge_l')
   loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates')
   templates = jinja2.Environment(
     loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

@@ -31,7 +31,7 @@ _SUMMARY = {
   'relative_perplexity_change': {'mean': -0.4045, 'low': -0.42, 'high': -0.3836},
   'rouge_l_change': {'mean': 0.085, 'low': 0.071, 'high': 0.099},
   'clients': 58,
-  'tiers': [{'rank': 4, 'clients': 31, 'loss': 3.6, 'perplexity': 36.598}],
+  'tiers': [{'rank_up_to': 4, 'clients': 31, 'loss': 3.6, 'perplexity': 36.598}],
   'bytes_by_rank': [{'rank': 1, 'slice_bytes': 100, 'padded_bytes': 800}],
   'command': 'hetlora train --task docstrings',
 }
