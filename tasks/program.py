@@ -7,6 +7,7 @@ import collections
 import pathlib
 import platform
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -157,8 +158,10 @@ class _Run:
     return summary
 
   def _restore(self, initial: RunState) -> RunState | None:
-    versions = asyncio.run(self._checkpoints.get_versions()) or []
     folder = self._directory.root / 'checkpoints'
+    for draft in folder.glob('round_*_temp*'):  # A kill came while TFF was writing it.
+      shutil.rmtree(draft, ignore_errors=True)
+    versions = asyncio.run(self._checkpoints.get_versions()) or []
     unreadable = []
     for version in sorted(versions, reverse=True):
       path = folder / f'round_{version}'

@@ -153,10 +153,12 @@ def test_resume_after_an_interruption_equals_the_undisturbed_run(
   assert [row['round'] for row in _rows(directory / 'metrics.csv')] == ['0', '1', '2']
   # A kill may come between a round's metrics and its checkpoint, and may tear the checkpoint.
   (directory / 'metrics.csv').open('a').write('3,9.9,,,,1,1,1,1,')
+  (directory / 'checkpoints' / 'round_3_temp17').mkdir()
   for part in (directory / 'checkpoints' / 'round_2' / 'variables').iterdir():
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
   world(directory, resume=True)
   assert _numbers(directory) == _numbers(finished)
+  assert not list(directory.glob('checkpoints/*_temp*'))
   shown = capsys.readouterr().err
   assert 'round_2 cannot be read' in ' '.join(shown.split())
   assert 'Resuming after round 1.' in shown
