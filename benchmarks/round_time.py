@@ -87,6 +87,8 @@ def _round(work: workload.Work, model, examples):
   process = hetlora_tff.build_hetlora_process(
     model,
     workload.lora_config(work),
+    # No penalty: it is no part of the bare steps.
+    training=hetlora_tff.LocalTraining(prune_decay=1.0),
     client_optimizer=tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
   )
   data = workload.client_data_of(work, examples)
@@ -95,18 +97,10 @@ def _round(work: workload.Work, model, examples):
 
 
 def _bare_loop(work: workload.Work, model, examples):
+  """The same steps from the same adapters, at each client's own rank."""
   config = workload.lora_config(work)
   loss_fn = model.build(config)
-  start = collections.OrderedDict(
-    (
-      path,
-      hetlora_tff.LoraFactors(
-        tf.random.stateless_normal([work.max_rank, shape.d_in], [0, 0]),
-        tf.zeros([shape.d_out, work.max_rank]),
-      ),
-    )
-    for path, shape in model.module_shapes(config).items()
-  )
+  shapes = model.module_shapes(config)
 
   @tf.function
   def train(adapters, dataset):
@@ -119,7 +113,24 @@ def _bare_loop(work: workload.Work, model, examples):
       adapters = tf.nest.map_structure(lambda w, g: w - _LEARNING_RATE * g, adapters, gradients)
     return adapters
 
-  return lambda: [train(start, dataset) for dataset in examples]
+  def adapters_of(rank):
+    return collections.OrderedDict(
+      (
+        path,
+        hetlora_tff.LoraFactors(
+          tf.random.stateless_normal([rank, s.d_in], [0, 0]), tf.zeros([s.d_out, rank])
+        ),
+      )
+      for path, s in shapes.items()
+    )
+
+  any_rank = collections.OrderedDict(
+    (path, hetlora_tff.LoraFactors(tf.TensorSpec([None, s.d_in]), tf.TensorSpec([s.d_out, None])))
+    for path, s in shapes.items()
+  )
+  traced = train.get_concrete_function(any_rank, tf.data.DatasetSpec.from_value(examples[0]))
+  clients = [(adapters_of(workload.rank_of(work, k)), e) for k, e in enumerate(examples)]
+  return lambda: [traced(adapters, dataset) for adapters, dataset in clients]
 
 
 def _seconds(function) -> float:

@@ -72,6 +72,11 @@ def examples_of(work: Work) -> list[tf.data.Dataset]:
   ]
 
 
+def rank_of(work: Work, client: int) -> int:
+  """Ranks 1 to `max_rank` in turn."""
+  return 1 + client % work.max_rank
+
+
 def client_data_of(work: Work, examples: list[tf.data.Dataset]):
-  """The clients' input to the process, with ranks 1 to `max_rank` in turn."""
-  return [pack_client_data(1 + k % work.max_rank, e) for k, e in enumerate(examples)]
+  """The clients' input to the process."""
+  return [pack_client_data(rank_of(work, k), e) for k, e in enumerate(examples)]

@@ -9,11 +9,14 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
 from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.config import LoraConfig
+from hetlora_tff.adapters.finite import zero_unless
 from hetlora_tff.adapters.model import AdapterModel
-from hetlora_tff.clients.training import adapters_type, checked_rank, client_data_type
-from hetlora_tff.clients.work import model_weights_type
+from hetlora_tff.clients.training import checked_rank, client_data_type
+
+_SUMMED = ('loss', 'predictions', 'clients', 'non_finite_clients')
 
 
 def build_hetlora_eval_process(
@@ -22,9 +25,11 @@ def build_hetlora_eval_process(
   """Builds the evaluation: every client tests the model that a device of its rank runs.
 
   `next` has the type `(<S@SERVER, {<rank=int32*, examples=batch*>}@CLIENTS> -> <state=S@SERVER,
-  metrics=<loss=float32[T], predictions=float32[T], clients=int64[T]>@SERVER>)`: sums over the
-  clients of each tier, so that `loss / predictions` is the tier's mean loss (NaN for a tier without
-  clients). The state is left as it is; put weights into it with `set_model_weights`.
+  metrics=<loss=float32[T], predictions=float32[T], clients=int64[T], non_finite_clients=int64[T]>
+  @SERVER>)`: sums over the clients of each tier, so that `loss / predictions` is the tier's mean
+  loss (NaN for a tier without predictions). `clients` counts all clients of the tier;
+  `non_finite_clients` those among them whose loss is NaN or infinite, which are left out of `loss`
+  and `predictions`. The state is left as it is; put weights into it with `set_model_weights`.
 
   Args:
     model: the frozen model.
@@ -57,9 +62,7 @@ def build_hetlora_eval_process(
   def next_fn(state, client_data):
     weights = tff.federated_broadcast(state.global_model_weights)
     sums = tff.federated_map(evaluate, (weights, client_data))
-    metrics = collections.OrderedDict(
-      (name, tff.federated_sum(sums[name])) for name in ('loss', 'predictions', 'clients')
-    )
+    metrics = collections.OrderedDict((name, tff.federated_sum(sums[name])) for name in _SUMMED)
     return tff.learning.templates.LearningProcessOutput(state, tff.federated_zip(metrics))
 
   @tff.tensorflow.computation(state_type.member)
@@ -93,9 +96,15 @@ def _build_evaluate_on_client(model, config: LoraConfig, bounds: list[int], weig
         batch_loss = loss_fn(adapters, batch)
         loss += batch_loss.total
         count += batch_loss.count
+      finite = tf.math.is_finite(loss)
+      loss, count = zero_unless(finite, (loss, count))
       tier = tf.one_hot(tf.searchsorted(tf.constant(bounds), [rank])[0], len(bounds))
+      clients = tf.cast(tier, tf.int64)
       return collections.OrderedDict(
-        loss=tier * loss, predictions=tier * count, clients=tf.cast(tier, tf.int64)
+        loss=tier * loss,
+        predictions=tier * count,
+        clients=clients,
+        non_finite_clients=tf.where(finite, tf.zeros_like(clients), clients),
       )
 
     return run(weights.trainable, client_data['rank'], client_data['examples'])

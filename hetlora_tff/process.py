@@ -19,17 +19,17 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.model import AdapterModel, Adapters, ModuleShape
 from hetlora_tff.aggregation.padded_mean import SparsityWeightedMeanFactory
 from hetlora_tff.clients.training import (
   LocalTraining,
   Padding,
-  adapters_type,
   build_train_on_client,
 )
 from hetlora_tff.clients.weights import ClientWeighting
-from hetlora_tff.clients.work import HetLoraClientWork, model_weights_type
+from hetlora_tff.clients.work import HetLoraClientWork
 from hetlora_tff.distribution.broadcast import build_truncating_broadcast
 from hetlora_tff.distribution.select import RankSelect
 

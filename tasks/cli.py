@@ -46,7 +46,7 @@ def main() -> None:
   except UserError as error:
     _fail(str(error), _USER_ERROR)
   except KeyboardInterrupt:
-    _fail('Interrupted; finished rounds are kept, go on with --resume.', _INTERRUPTED)
+    _fail('Interrupted; finished rounds, if any, are kept: go on with --resume.', _INTERRUPTED)
   except typer.TyperException as error:
     if not error.format_message():  # No command at all, and the help is shown.
       sys.exit(_USER_ERROR)

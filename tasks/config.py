@@ -51,7 +51,7 @@ class RunConfig:
 
   task: str = _key('docstring_summarization', 'What to learn; `hetlora tasks` lists them.')
   seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', _seed)
-  rounds: int = _key(30, 'Federated rounds.', _at_least(1))
+  rounds: int = _key(16, 'Federated rounds.', _at_least(1))
   clients_per_round: int = _key(10, 'Clients that train in a round.', _at_least(1))
   backbone: str = _key(
     'embedded',

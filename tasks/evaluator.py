@@ -81,11 +81,6 @@ class Evaluator:
       bind=bind,
     )
 
-  @property
-  def num_clients(self) -> int:
-    """Held-out clients."""
-    return len(self._packed)
-
   def losses(self, adapters: Adapters) -> metrics.ClientLosses:
     """Mean loss of each client's targets.
 

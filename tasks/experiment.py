@@ -4,16 +4,16 @@
 
 import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_federated as tff
 
 import hetlora_tff
+from hetlora_tff.adapters.adapter_types import adapters_type
 from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
-from hetlora_tff.clients.training import adapters_type
 from hetlora_tff.distribution import RankSelect
 from tasks import backbones, participation, registry, text
 from tasks.config import RunConfig
@@ -135,7 +135,11 @@ class Experiment:
     )
 
   def evaluate_tiers(self, adapters: Adapters) -> list[dict[str, Any]]:
-    """Federated evaluation on held-out clients, each at the rank that its device would have."""
+    """Federated evaluation on held-out clients, each at the rank that its device would have.
+
+    Returns:
+      Tiers in ascending order, without those in which no client has a finite loss.
+    """
     config = self.config
     clients = self._held_out()
     bounds = _tiers(config.min_rank, config.max_rank)
@@ -155,8 +159,29 @@ class Experiment:
       for bound, n, loss, count in zip(
         bounds, sums['clients'], sums['loss'], sums['predictions'], strict=True
       )
-      if n
+      if count
     ]
+
+  def inputs(self) -> dict[str, str]:
+    """Digests of what the configuration names but does not hold."""
+    return {'backbone_sha256': self.base.backbone.sha256, 'data_sha256': self.data.sha256}
+
+  def check_inputs(self, recorded: Mapping[str, str]) -> None:
+    """Checks that a run goes on with the model and the data that it began with.
+
+    Args:
+      recorded: what `inputs` was then.
+
+    Raises:
+      UserError: naming what has changed.
+    """
+    names = {
+      'backbone_sha256': f'backbone {self.config.backbone}',
+      'data_sha256': f'data of task {self.config.task}',
+    }
+    for key, now in self.inputs().items():
+      if recorded.get(key, now) != now:
+        raise UserError(f'The {names[key]} has changed since this run began; start a new run.')
 
   def check_adapters(self, adapters: Adapters) -> None:
     """Checks that adapters from a file belong to this run.

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ class FederatedText:
     name: the task's name, as on the command line.
     train: examples of the clients that train, keyed by client id.
     validation: examples of the clients that tuning may look at.
-    test: examples of the clients that only the final evaluation sees.
+    test: examples of the clients that neither training nor tuning uses.
 
   Raises:
     ValueError: if a client is in two splits, a client has no example, or nobody trains.
@@ -54,3 +56,13 @@ class FederatedText:
         if not examples:
           raise ValueError(f'client {client!r} of task {self.name!r} has no example; leave it out.')
         seen[client] = split
+
+  @property
+  def sha256(self) -> str:
+    """One digest of all clients, splits and texts; the order of the clients does not matter."""
+    digest = hashlib.sha256()
+    for split in ('train', 'validation', 'test'):
+      for client, examples in sorted(getattr(self, split).items()):
+        texts = [[example.source, example.target] for example in examples]
+        digest.update(json.dumps([split, client, texts]).encode())
+    return digest.hexdigest()

@@ -203,18 +203,3 @@ def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float
   scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
   pairs = zip(references, predictions, strict=True)
   return [float(scorer.score(target, text)['rougeL'].fmeasure) for target, text in pairs]
-
-
-def rouge_l_interval(
-  clients: Sequence[str],
-  references: Sequence[str],
-  predictions: Sequence[str],
-  confidence: float = 0.95,
-) -> Interval:
-  """Returns the mean over clients of their mean RougeL, with an interval over clients.
-
-  Raises:
-    ValueError: As `rouge_l`, `client_means` and `mean_interval`.
-  """
-  scores = client_means(clients, rouge_l(references, predictions))
-  return mean_interval(list(scores.values()), confidence)

@@ -29,6 +29,7 @@ from tasks.experiment import Experiment
 from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, RunDirectory
 from tasks.worker import LocalWorker
 
+_ENVIRONMENT = 'environment.json'
 _BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
 _MAX_SAMPLES = 12
 _DISTRIBUTIONS = (
@@ -62,6 +63,8 @@ def train(
   with RunDirectory(output_dir, resume=resume) as directory, Progress() as progress:
     progress.say(f'Loading {config.task} and the {config.backbone} backbone ...')
     experiment = Experiment(config)
+    if resume:
+      _check_inputs(experiment, directory)
     log = directory.root / 'worker.log'
     with LocalWorker(experiment.concurrent_clients(), log_file=log):
       progress.say('Building the federated process ...')
@@ -101,7 +104,7 @@ class _Run:
     if state is not None and state.round_number > config.rounds:
       raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
     self._directory.write_json('config.json', config.to_json())
-    self._directory.write_json('environment.json', _environment())
+    self._directory.write_json(_ENVIRONMENT, _environment(self._experiment))
     if state is None:
       state = initial
       for name in ('metrics.csv', 'ranks.csv'):
@@ -139,18 +142,24 @@ class _Run:
   ) -> dict[str, Any]:
     """Writes adapters, summary, samples, plots and report."""
     experiment, directory = self._experiment, self._directory
-    peft.save_peft_adapter(
+    architecture = experiment.base.backbone.class_name
+    names = peft.save_peft_adapter(
       directory.root / 'adapter',
       _as_factors(self._process.get_model_weights(state.learning)),
       experiment.lora_config,
-      base_model_name_or_path=experiment.config.backbone,
-      architecture=experiment.base.backbone.class_name,
-      num_heads=experiment.base.backbone.config.get('num_heads'),
+      architecture=architecture,
+      num_heads=experiment.base.backbone.num_heads,
     )
+    if names != peft.HUGGING_FACE_NAMES:
+      self._progress.say(
+        f'adapter/ keeps our own module names: {architecture} or one of the targets has no known '
+        'counterpart in Hugging Face.'
+      )
     base, final = directory.read_json(_BASE), self._final_evaluation(state)
     summary = summarize(base, final)
     summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
     summary['bytes_by_rank'] = _bytes_by_rank(self._process, experiment.initial_ranks)
+    summary['adapter_names'] = names
     summary['command'] = shlex.join(command)
     directory.write_json('summary.json', summary)
     directory.write_json('samples.json', _samples(base['written'], final['written']))
@@ -264,6 +273,7 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'{path} holds no finished run (no adapter/).')
   with RunDirectory(path, resume=True) as directory, Progress() as progress:
     experiment = Experiment(config_from_json(path / 'config.json'))
+    _check_inputs(experiment, directory)
     try:
       adapters = peft.load_peft_adapter(path / 'adapter').factors
       experiment.check_adapters(adapters)
@@ -287,12 +297,15 @@ def summarize(base: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, An
     for name, result in (('base', base), ('final', final))
   }
   change = metrics.paired_relative_interval(_client_losses(base), _client_losses(final))
-  summary['relative_perplexity_change'] = change._asdict()
+  summary['relative_perplexity_change'] = {**change._asdict(), 'clients': len(final['clients'])}
   summary['clients'] = len(final['clients'])
   if 'rouge_l' in final:
     before, after = base['rouge_l_by_client'], final['rouge_l_by_client']
     gains = [after[client] - before[client] for client in after]
-    summary['rouge_l_change'] = metrics.mean_interval(gains)._asdict()
+    summary['rouge_l_change'] = {
+      **metrics.mean_interval(gains)._asdict(),
+      'clients': len(gains),
+    }
   return summary
 
 
@@ -354,8 +367,20 @@ def _as_factors(adapters: Mapping[str, Any]) -> Adapters:
   )
 
 
-def _environment() -> dict[str, Any]:
+def _check_inputs(experiment: Experiment, directory: RunDirectory) -> None:
+  path = directory.root / _ENVIRONMENT
+  if not path.exists():  # A kill came right after `config.json`.
+    return
+  environment = directory.read_json(_ENVIRONMENT)
+  inputs = environment.get('inputs', {}) if isinstance(environment, dict) else None
+  if not isinstance(inputs, dict):
+    raise UserError(f'{path} does not describe a run.')
+  experiment.check_inputs(inputs)
+
+
+def _environment(experiment: Experiment) -> dict[str, Any]:
   return {
+    'inputs': experiment.inputs(),
     'python': platform.python_version(),
     'platform': platform.platform(),
     'processor': platform.machine(),

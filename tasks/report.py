@@ -99,7 +99,7 @@ def _interval_note(summary: Mapping, key: str, form: Any) -> str:
     return ''
   if low is None or high is None:
     return form(mean)
-  (clients,) = _fields(summary, 'clients')
+  (clients,) = _fields(summary.get(key), 'clients')
   over = f' over {clients:.0f} held-out clients' if clients is not None else ''
   return f'{form(mean)} (95 % interval {form(low)} to {form(high)}{over})'
 

@@ -58,25 +58,27 @@ class RunDirectory:
       self._created = not self.root.exists()
       self._open(resume)
     except OSError as error:
-      raise UserError(f'--output-dir {self.root}: {error.strerror}.') from error
+      raise UserError(
+        f'{self.root} cannot be opened as a run directory: {error.strerror}.'
+      ) from error
 
   def _open(self, resume: bool) -> None:
     has_run = (self.root / _CONFIG).is_file()
     if resume and not has_run:
-      raise UserError(f'--resume: {self.root} holds no run (no {_CONFIG}).')
+      raise UserError(f'{self.root} holds no run (no {_CONFIG}).')
     if not resume and self.root.exists():
       if not self.root.is_dir():
-        raise UserError(f'--output-dir {self.root} is not a directory.')
+        raise UserError(f'{self.root} is not a directory.')
       if any(path.name not in _PRELIMINARY for path in self.root.iterdir()):
         mend = 'add --resume or choose another' if has_run else 'choose an empty or new one'
-        raise UserError(f'--output-dir {self.root} is in use; {mend}.')
+        raise UserError(f'{self.root} is in use; {mend}.')
     self.root.mkdir(parents=True, exist_ok=True)
     self._lock = open(self.root / _LOCK, 'w')  # noqa: SIM115 (held until `close`)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       self._lock.close()
-      raise UserError(f'--output-dir {self.root} is in use by another run.') from error
+      raise UserError(f'{self.root} is in use by another run.') from error
 
   def __enter__(self) -> 'RunDirectory':
     return self

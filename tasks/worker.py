@@ -5,6 +5,9 @@
 TFF's own local context hands our stdout and stderr to the worker; a worker that is left behind then
 holds a user's pipe open for ever. Here the worker gets neither, and the kernel ends it with us,
 however we end.
+
+TFF's worker listens on all interfaces and runs whatever it is sent, unauthenticated: for as long as
+a run lasts, its port must not be reachable by anyone who is not trusted.
 """
 
 import ctypes
@@ -16,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import grpc
 import portpicker
@@ -125,7 +129,7 @@ class LocalWorker:
         stderr=log,
         # Ctrl-C reaches us alone, so that a round can end in order.
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+        preexec_fn=_death_with_parent(),
       )
 
   def _connect(self, port: int) -> tff.framework.SyncExecutionContext:
@@ -152,9 +156,7 @@ class LocalWorker:
       ended = self._process is None or self._process.poll() is not None
       if ended or time.monotonic() > deadline:
         self._stop()
-        raise UserError(
-          'The TFF worker process did not start; `hetlora doctor` checks this machine.'
-        )
+        raise UserError(f'The TFF worker process did not start; its output is in {self._log_file}.')
       time.sleep(0.05)
 
   def _check_running(self) -> None:
@@ -184,5 +186,10 @@ def _worker_binary() -> pathlib.Path:
   return binary
 
 
-def _die_with_parent() -> None:
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _death_with_parent() -> Callable[[], Any] | None:
+  """What a child calls to be killed when this thread ends; None where the kernel cannot."""
+  if sys.platform != 'linux':
+    return None
+  # Looked up here: between fork and exec, a loader's lock may be held by a thread that is gone.
+  prctl = ctypes.CDLL(None).prctl
+  return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,8 +9,12 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
+import absl.logging
 import hypothesis
 import pytest
+
+# keras-nlp warns about a padding mask at every trace of a layer.
+absl.logging.set_verbosity(absl.logging.ERROR)
 
 # Derandomised: a red test stays red for the one who looks for the reason. No deadline: the first
 # example of a property pays for tracing.

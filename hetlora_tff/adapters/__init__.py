@@ -3,5 +3,16 @@
 """LoRA factors, layers, injection, the frozen backbone and the models built on it."""
 
 from hetlora_tff.adapters.factors import LoraFactors, pad, product_norm, tail_norm, truncate
+from hetlora_tff.adapters.injection import TargetNotFoundError, inject_lora
+from hetlora_tff.adapters.layers import LoraLayer
 
-__all__ = ['LoraFactors', 'pad', 'product_norm', 'tail_norm', 'truncate']
+__all__ = [
+  'LoraFactors',
+  'LoraLayer',
+  'TargetNotFoundError',
+  'inject_lora',
+  'pad',
+  'product_norm',
+  'tail_norm',
+  'truncate',
+]

@@ -148,6 +148,11 @@ class FrozenBackbone:
     return backbone
 
   @property
+  def num_heads(self) -> int | None:
+    """Attention heads, or None if the configuration does not tell; Falcon names them otherwise."""
+    return self.config.get('num_heads') or self.config.get('num_attention_heads')
+
+  @property
   def num_parameters(self) -> int:
     """Number of stored weights."""
     return sum(int(np.prod(r.shape)) for r in self.tensors)
@@ -155,7 +160,10 @@ class FrozenBackbone:
   @property
   def sha256(self) -> str:
     """One digest of class, configuration and all tensors."""
-    described = [self.class_name, self.config, [dataclasses.astuple(r) for r in self.tensors]]
+    # Keras counts models up: the same one has another name when it is converted second.
+    config = {key: value for key, value in self.config.items() if key != 'name'}
+    tensors = [(r.shape, r.dtype, r.sha256) for r in self.tensors]
+    described = [self.class_name, config, tensors]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
   def _constant(self, record: _TensorRecord) -> tf.Tensor:

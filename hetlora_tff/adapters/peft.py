@@ -33,6 +33,7 @@ CONFIG_FILE = 'adapter_config.json'
 _PREFIX = 'base_model.model.'
 _KEY = re.compile(re.escape(_PREFIX) + r'(.+)\.lora_([AB])\.weight')
 _LAYOUT = 'hetlora_layout'
+HUGGING_FACE_NAMES, OWN_NAMES = 'huggingface', 'own'
 
 
 class LoadedAdapter(NamedTuple):
@@ -56,25 +57,30 @@ def save_peft_adapter(
   base_model_name_or_path: str = '',
   architecture: str | None = None,
   num_heads: int | None = None,
-) -> None:
+) -> str:
   """Writes an adapter that PEFT can load.
 
   The file's `lora_alpha / r` equals `config.scaling` for every module, whatever ranks the factors
   have. Modules that Hugging Face fuses share one adapter of the sum of their ranks: on GPT-2, query
   and value of rank `R` become `c_attn` with `lora_A [2R, d]` and `lora_B [3d, 2R]`, where `lora_B`
-  is zero outside the two blocks and `lora_alpha` is doubled. Modules of an unknown architecture, or
-  with no counterpart, keep their own path with dots for slashes.
+  is zero outside the two blocks and `lora_alpha` is doubled. If the architecture is unknown or any
+  module has no counterpart, all modules keep their own path with dots for slashes.
 
-  Each file is replaced atomically.
+  Each file is replaced atomically. Equal arguments give equal bytes.
 
   Args:
     directory: made if absent.
     factors: module path to `a [r, d_in]`, `b [d_out, r]`; tensors or arrays.
     config: for scaling and targets.
-    base_model_name_or_path: the Hugging Face name of the base model, for the config.
+    base_model_name_or_path: the Hugging Face name of the base model, for the config; empty if it
+      has none.
     architecture: class name of the keras-nlp backbone, such as `'GPT2Backbone'`.
     num_heads: attention heads of the backbone; needed for Bloom and Falcon, whose fused matrix
       interleaves the heads, and unused elsewhere.
+
+  Returns:
+    `HUGGING_FACE_NAMES`, or `OWN_NAMES` if modules kept their own paths: then `load_peft_adapter`
+    reads the directory, but PEFT finds no such modules in the Hugging Face model.
 
   Raises:
     ValueError: if there are no factors, or one is misshapen or not finite.
@@ -89,10 +95,9 @@ def save_peft_adapter(
     names, places = None, {path: _own_place(path, *size) for path, size in sizes.items()}
   tensors, ranks = _assemble(arrays, places)
   layout = [{'path': path, **spot._asdict()} for path, spot in places.items()]
-  metadata = {
-    'format': 'pt',
-    _LAYOUT: json.dumps({'targets': list(config.targets), 'modules': layout}),
-  }
+  described = {'targets': list(config.targets), 'modules': layout}
+  # One key only: safetensors writes several in an order that differs from save to save.
+  metadata = {_LAYOUT: json.dumps(described, sort_keys=True)}
   adapter_config = {
     **_adapter_config(ranks, config.scaling),
     'base_model_name_or_path': base_model_name_or_path,
@@ -104,6 +109,7 @@ def save_peft_adapter(
   _write(directory / WEIGHTS_FILE, safetensors.numpy.save(tensors, metadata))
   text = json.dumps(adapter_config, indent=2, sort_keys=True) + '\n'
   _write(directory / CONFIG_FILE, text.encode())
+  return HUGGING_FACE_NAMES if names else OWN_NAMES
 
 
 def load_peft_adapter(directory: str | os.PathLike) -> LoadedAdapter:

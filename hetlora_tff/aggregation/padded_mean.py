@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from hetlora_tff.adapters.finite import all_finite, zero_unless
+
 
 class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
   """Means the entries of a structure with one weight for all, or one for each.
@@ -71,7 +73,7 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
     def weigh(value, weight):
       weighted = _by_entry(tf.multiply, value, weight, per_entry)
       # A NaN or an infinity in the value shows in the product, and so does an overflow.
-      finite = _all_finite((weighted, weight))
+      finite = all_finite((weighted, weight))
       return zero_unless(finite, weighted), zero_unless(finite, weight), tf.cast(~finite, tf.int32)
 
     @tff.tensorflow.computation(value_type, weight_type)
@@ -101,15 +103,6 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
       )
 
     return tff.templates.AggregationProcess(init_fn, next_fn)
-
-
-def zero_unless(keep, structure):
-  """`structure` where `keep`, else zeros; by `where`, since 0 * NaN is NaN."""
-  return tf.nest.map_structure(lambda t: tf.where(keep, t, tf.zeros_like(t)), structure)
-
-
-def _all_finite(structure):
-  return tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in tf.nest.flatten(structure)])
 
 
 def _by_entry(operation, value, weight, per_entry: bool):

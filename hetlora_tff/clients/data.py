@@ -30,10 +30,16 @@ def pack_client_data(rank: int, examples: Any) -> collections.OrderedDict[str, A
 class RankedClientData:
   """A `tff.simulation.datasets.ClientData` whose clients have ranks; see `with_ranks`."""
 
-  def __init__(self, client_data: tff.simulation.datasets.ClientData, ranks: Mapping[str, int]):
+  def __init__(
+    self,
+    client_data: tff.simulation.datasets.ClientData,
+    ranks: Mapping[str, int],
+    max_rank: int | None,
+  ):
     """Not called by users: see `with_ranks`."""
     self._client_data = client_data
     self._ranks = dict(ranks)
+    self._max_rank = max_rank
 
   @property
   def client_ids(self) -> list[str]:
@@ -51,8 +57,7 @@ class RankedClientData:
     Raises:
       ValueError: for an unknown client.
     """
-    if client_id not in self._ranks:
-      raise ValueError(f'There is no client {client_id!r}.')
+    self._check_known(client_id)
     examples = self._client_data.create_tf_dataset_for_client(client_id)
     return pack_client_data(self._ranks[client_id], examples)
 
@@ -68,9 +73,26 @@ class RankedClientData:
     Args:
       client_ids: the cohort, in the order in which it was passed to `next`.
       device_state: the third result of `next`.
+
+    Raises:
+      ValueError: for an unknown client, a rank outside `[1, max_rank]`, or another number of
+        states than of clients.
     """
-    new_ranks = {i: int(state['rank']) for i, state in zip(client_ids, device_state, strict=True)}
-    return RankedClientData(self._client_data, {**self._ranks, **new_ranks})
+    if len(client_ids) != len(device_state):
+      raise ValueError(
+        f'`device_state` must have one entry per client, got {len(device_state)} for '
+        f'{len(client_ids)} clients.'
+      )
+    ranks = dict(self._ranks)
+    for client_id, state in zip(client_ids, device_state, strict=True):
+      self._check_known(client_id)
+      check_rank(client_id, state['rank'], self._max_rank)
+      ranks[client_id] = int(state['rank'])
+    return RankedClientData(self._client_data, ranks, self._max_rank)
+
+  def _check_known(self, client_id: str) -> None:
+    if client_id not in self._ranks:
+      raise ValueError(f'There is no client {client_id!r}.')
 
 
 def with_ranks(
@@ -93,11 +115,13 @@ def with_ranks(
     if client_id not in ranks:
       raise ValueError(f'Client {client_id!r} has no rank.')
     check_rank(client_id, ranks[client_id], max_rank)
-  return RankedClientData(client_data, {i: int(ranks[i]) for i in client_data.client_ids})
+  known = {client_id: int(ranks[client_id]) for client_id in client_data.client_ids}
+  return RankedClientData(client_data, known, max_rank)
 
 
 def check_rank(client_id: str, rank: int, max_rank: int | None) -> None:
   """Raises a `ValueError` that names the client if its rank is not in `[1, max_rank]`."""
-  if int(rank) != rank or rank < 1 or (max_rank is not None and rank > max_rank):
+  # Not `int(rank)`: that fails by itself, without the client's name, for NaN and infinity.
+  if rank % 1 != 0 or rank < 1 or (max_rank is not None and rank > max_rank):
     bound = 'at least 1' if max_rank is None else f'in [1, {max_rank}]'
-    raise ValueError(f'The rank of client {client_id!r} must be {bound}, got {rank}.')
+    raise ValueError(f'The rank of client {client_id!r} must be an integer {bound}, got {rank}.')

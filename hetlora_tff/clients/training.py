@@ -5,7 +5,6 @@
 import collections
 import dataclasses
 import enum
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +12,11 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.adapter_types import adapters_type
 from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.model import AdapterModel, Adapters, LossFn, ModuleShape
+from hetlora_tff.adapters.finite import all_finite, zero_unless
+from hetlora_tff.adapters.model import AdapterModel, Adapters, LossFn
 from hetlora_tff.clients import pruning
 from hetlora_tff.clients.weights import ClientWeighting, client_weight
 
@@ -93,19 +94,6 @@ class _Shape:
   dtype: tf.DType
 
 
-def adapters_type(
-  shapes: collections.OrderedDict[str, ModuleShape], rank: int | None
-) -> tff.StructWithPythonType:
-  """TFF type of the adapters of all modules; `rank` None for one known at run time only."""
-  matrix = functools.partial(tff.TensorType, np.float32)
-  return tff.to_type(
-    collections.OrderedDict(
-      (path, lora.LoraFactors(matrix([rank, s.d_in]), matrix([s.d_out, rank])))
-      for path, s in shapes.items()
-    )
-  )
-
-
 def client_data_type(model: AdapterModel) -> tff.StructWithPythonType:
   """`<rank=int32*, examples=batch*>`: the rank is a sequence of exactly one element.
 
@@ -172,7 +160,7 @@ def build_train_on_client(
       kept = _map_modules(lambda f: lora.truncate(f, decided), trained.adapters)
       weight = client_weight(weights, kept, trained.examples)
       # Finite factors may still have an infinite norm, and the loss goes into a sum, too.
-      finite = _all_finite((trained.adapters, weight, trained.loss))
+      finite = all_finite((trained.adapters, weight, trained.loss))
       healthy = tf.logical_and(trained.examples > 0, finite)
       kept_rank = tf.where(healthy, decided, rank)
       base = received
@@ -180,10 +168,10 @@ def build_train_on_client(
         base = _map_modules(lambda f: lora.truncate(f, decided), start)
       return ClientOutput(
         update=collections.OrderedDict(
-          (path, _masked(_padded_difference(base[path], kept[path], config.max_rank), healthy))
+          (path, zero_unless(healthy, _padded_difference(base[path], kept[path], config.max_rank)))
           for path in shapes
         ),
-        update_weight=_masked(weight, healthy),
+        update_weight=zero_unless(healthy, weight),
         rank=kept_rank,
         stats=_stats(trained, rank, kept_rank, healthy, shapes, config.max_rank),
       )
@@ -237,15 +225,6 @@ def _map_modules(fn, adapters: Adapters) -> Adapters:
 def _padded_difference(base: lora.LoraFactors, kept: lora.LoraFactors, max_rank: int):
   kept, base = lora.pad(kept, max_rank), lora.pad(base, max_rank)
   return lora.LoraFactors(base.a - kept.a, base.b - kept.b)
-
-
-def _masked(structure, keep: tf.Tensor):
-  # `where`, not a product: 0 * NaN is NaN.
-  return tf.nest.map_structure(lambda t: tf.where(keep, t, tf.zeros_like(t)), structure)
-
-
-def _all_finite(structure) -> tf.Tensor:
-  return tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in tf.nest.flatten(structure)])
 
 
 def _stats(trained: _Trained, rank, kept_rank, healthy, shapes, max_rank: int):

@@ -6,6 +6,8 @@ import collections
 
 import tensorflow_federated as tff
 
+from hetlora_tff.adapters.adapter_types import model_weights_type
+
 _SUMMED = (
   'loss',
   'predictions',
@@ -79,8 +81,3 @@ class HetLoraClientWork:
     self.next = next_with_device_state
     self.process = tff.learning.templates.ClientWorkProcess(init_fn, next_fn)
     self.max_rank = train_on_client.type_signature.result.stats['rank_histogram'].shape[0]
-
-
-def model_weights_type(adapters_type: tff.Type) -> tff.StructWithPythonType:
-  """TFF's `ModelWeights` with the adapters as the trainable part and nothing else."""
-  return tff.to_type(tff.learning.models.ModelWeights(trainable=adapters_type, non_trainable=()))

@@ -11,12 +11,13 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff import process as process_lib
+from hetlora_tff.adapters import adapter_types
 from hetlora_tff.aggregation.padded_mean import SparsityWeightedMeanFactory
 from hetlora_tff.clients import training as training_lib
 from hetlora_tff.clients.data import with_ranks
 from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
-from hetlora_tff.clients.work import HetLoraClientWork, model_weights_type
+from hetlora_tff.clients.work import HetLoraClientWork
 from hetlora_tff.distribution.broadcast import build_truncating_broadcast
 from hetlora_tff.distribution.select import RankSelect
 from tests.hetlora_tff import paper_oracle, toy_model
@@ -36,7 +37,7 @@ def clients(ranks=tuple(RANKS), data=tuple(DATA)):
 
 def adapters_type(rank=toy_model.MAX_RANK):
   shapes = toy_model.LinearModel().module_shapes(toy_model.CONFIG)
-  return training_lib.adapters_type(shapes, rank)
+  return adapter_types.adapters_type(shapes, rank)
 
 
 def build(aggregator=None, *, weights=None, **kwargs):
@@ -70,7 +71,7 @@ def assert_equals_oracle(adapters, method=METHOD):
 
 def compose(name):
   """A composition of stock parts, with our own only where `name` says so."""
-  type_ = model_weights_type(adapters_type())
+  type_ = adapter_types.model_weights_type(adapters_type())
   train = training_lib.build_train_on_client(
     toy_model.LinearModel(),
     toy_model.CONFIG,
@@ -143,7 +144,7 @@ def test_stock_mean_equals_ours_with_one_weight_per_client():
 
 
 def test_stock_finalizer_steps_from_the_server():
-  type_ = model_weights_type(adapters_type())
+  type_ = adapter_types.model_weights_type(adapters_type())
   process = build(
     weights=ClientWeighting.MODEL,
     finalizer=templates.build_apply_optimizer_finalizer(
@@ -231,7 +232,7 @@ def test_as_learning_process_drops_the_device_state_alone():
 
 
 def test_model_weights_round_trip_and_leave_the_rest_of_the_state():
-  type_ = model_weights_type(adapters_type())
+  type_ = adapter_types.model_weights_type(adapters_type())
   process = build(
     finalizer=templates.build_apply_optimizer_finalizer(
       tff.learning.optimizers.build_adam(0.1), type_

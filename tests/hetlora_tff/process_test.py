@@ -10,7 +10,8 @@ import pytest
 import tensorflow_federated as tff
 
 from hetlora_tff import process as process_lib
-from hetlora_tff.clients.training import LocalTraining, Padding, adapters_type
+from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
+from hetlora_tff.clients.training import LocalTraining, Padding
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.distribution.select import RankSelect
 from tests.hetlora_tff import paper_oracle, toy_model
@@ -44,7 +45,7 @@ def build(method: paper_oracle.Method, select: bool = False):
   if method.server_rate != 1.0:
     finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
       tff.learning.optimizers.build_sgdm(method.server_rate),
-      process_lib.model_weights_type(type_),
+      model_weights_type(type_),
     )
   return process_lib.build_hetlora_process(
     model,

@@ -103,3 +103,19 @@ def test_adapters_of_another_model_are_refused(tiny):
 )
 def test_tiers_reach_the_largest_rank(low, high, bounds):
   assert experiment._tiers(low, high) == bounds
+
+
+def test_tiers_without_a_finite_loss_are_left_out(tff_runtime, tiny):
+  def adapters(value):
+    return collections.OrderedDict(
+      (
+        path,
+        LoraFactors(np.full([4, shape.d_in], value, 'f4'), np.full([shape.d_out, 4], value, 'f4')),
+      )
+      for path, shape in tiny.shapes.items()
+    )
+
+  tiers = tiny.evaluate_tiers(adapters(0.0))
+  assert sum(tier['clients'] for tier in tiers) == 3
+  assert all(np.isfinite(tier['loss']) for tier in tiers)
+  assert tiny.evaluate_tiers(adapters(np.nan)) == []

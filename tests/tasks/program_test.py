@@ -14,6 +14,7 @@ import tensorflow as tf
 from hetlora_tff.adapters import peft
 from tasks import console, program, registry
 from tasks.errors import UserError
+from tasks.federated_text import FederatedText
 from tests.integration import tiny_world
 
 _ADAPTER = 'adapter/adapter_model.safetensors'
@@ -76,8 +77,15 @@ def test_run_leaves_the_files_of_the_contract(finished):
   assert len(list((finished / 'plots').glob('*.png'))) >= 3
   kept = json.loads((finished / 'config.json').read_text())
   assert (kept['task'], kept['rounds'], kept['targets']) == ('tiny', 3, ['query', 'value'])
-  packages = json.loads((finished / 'environment.json').read_text())['packages']
-  assert packages['tensorflow-federated']
+  environment = json.loads((finished / 'environment.json').read_text())
+  assert environment['packages']['tensorflow-federated']
+  assert set(environment['inputs']) == {'backbone_sha256', 'data_sha256'}
+
+
+def test_adapter_is_for_hugging_face_and_names_no_local_base(finished):
+  assert json.loads((finished / 'summary.json').read_text())['adapter_names'] == 'huggingface'
+  written = json.loads((finished / 'adapter' / 'adapter_config.json').read_text())
+  assert written['base_model_name_or_path'] == ''
 
 
 def test_every_round_has_one_row_of_metrics(finished):
@@ -240,6 +248,50 @@ def test_select_and_broadcast_train_the_same(world, finished, tmp_path):
     for d in (tmp_path / 'select', finished)
   )
   assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('key', 'message'),
+  [
+    ('backbone_sha256', 'The backbone .*tiny has changed'),
+    ('data_sha256', 'The data of task tiny'),
+  ],
+)
+def test_changed_inputs_are_named_before_anything_is_written(world, copy, key, message):
+  environment = json.loads((copy / 'environment.json').read_text())
+  environment['inputs'][key] = 'another'
+  (copy / 'environment.json').write_text(json.dumps(environment))
+  (copy / 'evaluation.json').unlink(missing_ok=True)
+  for act in (lambda: world(copy, resume=True, rounds=4), lambda: program.evaluate_run(copy)):
+    with pytest.raises(UserError, match=message) as caught:
+      act()
+    assert '\n' not in str(caught.value)
+  assert json.loads((copy / 'config.json').read_text())['rounds'] == _ROUNDS
+  assert not (copy / 'evaluation.json').exists()
+
+
+@pytest.mark.slow
+def test_other_data_under_the_same_name_is_refused(world, copy, monkeypatch):
+  def load(unused_cache, unused_seed):
+    clients = tiny_world.clients
+    return FederatedText('tiny', clients(1, 6), clients(7, 2), clients(9, 3))
+
+  monkeypatch.setitem(registry.TASKS, 'tiny', registry.Task('other cats and dogs', load))
+  with pytest.raises(UserError, match='The data of task tiny has changed'):
+    program.evaluate_run(copy)
+
+
+def test_run_without_a_description_is_not_resumed(world, copy):
+  (copy / 'environment.json').write_text('[]')
+  with pytest.raises(UserError, match=r'environment\.json does not describe a run'):
+    program.evaluate_run(copy)
+
+
+@pytest.mark.slow
+def test_fallback_to_own_names_is_said(world, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(program.peft.huggingface_names, 'find', lambda unused_architecture: None)
+  assert world(tmp_path / 'run', rounds=1)['adapter_names'] == 'own'
+  assert 'keeps our own module names: GPT2Backbone' in capsys.readouterr().err
 
 
 def test_evaluate_needs_a_finished_run(tmp_path):

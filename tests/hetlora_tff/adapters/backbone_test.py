@@ -32,6 +32,17 @@ def _gpt2(seed=1, **changes):
   return model
 
 
+def test_heads_under_every_name():
+  falcon = keras_nlp.models.FalconBackbone(
+    vocabulary_size=5, num_layers=1, num_attention_heads=2, hidden_dim=4, intermediate_dim=4
+  )
+  heads = [
+    FrozenBackbone('', 'Any', config, 'float32', ()).num_heads
+    for config in (SIZES, falcon.get_config(), {'num_query_heads': 2})
+  ]
+  assert heads == [2, 2, None]
+
+
 INPUTS = {
   'token_ids': np.array([[1, 5, 22, 3, 0, 0], [7, 2, 4, 9, 11, 1]], np.int32),
   'padding_mask': np.array([[1, 1, 1, 1, 0, 0], [1] * 6], np.int32),
@@ -109,10 +120,11 @@ def test_names_what_it_holds(original, saved):
 
 def test_digest_follows_the_weights_and_not_the_place(original, saved, tmp_path):
   again = FrozenBackbone.save(original, tmp_path / 'again')
+  rebuilt = FrozenBackbone.save(_gpt2(), tmp_path / 'rebuilt')
   other = FrozenBackbone.save(_gpt2(seed=2), tmp_path / 'other')
   half = FrozenBackbone.save(original, tmp_path / 'half', dtype='bfloat16')
   assert re.fullmatch('[0-9a-f]{64}', saved.sha256)
-  assert again.sha256 == saved.sha256
+  assert again.sha256 == rebuilt.sha256 == saved.sha256
   assert len({saved.sha256, other.sha256, half.sha256}) == 3
 
 

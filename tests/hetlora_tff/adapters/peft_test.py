@@ -16,7 +16,6 @@ from hetlora_tff.adapters import factors as factors_lib
 from hetlora_tff.adapters import peft
 
 QUERY = 'transformer_layer_0/self_attention/query'
-KEY = 'transformer_layer_0/self_attention/key'
 VALUE = 'transformer_layer_0/self_attention/value'
 CONFIG = config_lib.LoraConfig(max_rank=3, alpha=6.0)
 
@@ -102,7 +101,8 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_gpt2_query_and_value_become_blocks_of_c_attn(self):
     factors = _factors()
-    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture='GPT2Backbone')
+    names = peft.save_peft_adapter(self.directory, factors, CONFIG, architecture='GPT2Backbone')
+    self.assertEqual(names, peft.HUGGING_FACE_NAMES)
     written = self._config()
     self.assertEqual((written['r'], written['lora_alpha']), (6, 12))
     self.assertTrue(written['fan_in_fan_out'])
@@ -129,14 +129,20 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
     )
     self._assert_round_trip(factors)
 
-  def test_bloom_interleaves_heads(self):
-    factors = _factors([VALUE, KEY])
-    arguments = {'architecture': 'BloomBackbone', 'num_heads': 2}
-    peft.save_peft_adapter(self.directory, factors, CONFIG, **arguments)
+  @parameterized.parameters(
+    ('BloomBackbone', 'self_attention'),
+    ('FalconBackbone', 'attention'),
+  )
+  def test_fused_heads_are_interleaved(self, architecture, attention):
+    key, value = (f'transformer_layer_0/{attention}/{name}' for name in ('key', 'value'))
+    factors = _factors([value, key])
+    arguments = {'architecture': architecture, 'num_heads': 2}
+    names = peft.save_peft_adapter(self.directory, factors, CONFIG, **arguments)
+    self.assertEqual(names, peft.HUGGING_FACE_NAMES)
     # Hugging Face reads the rows as [heads, (query, key, value), head_dim].
     delta = self._delta('transformer.h.0.self_attention.query_key_value').reshape(2, 3, 4, 8)
     self.assertAllEqual(delta[:, 0], np.zeros([2, 4, 8]))
-    for block, path in ((1, KEY), (2, VALUE)):
+    for block, path in ((1, key), (2, value)):
       expected = self._our_delta(factors[path]).reshape(2, 4, 8)
       self.assertAllClose(delta[:, block], expected, rtol=1e-5, atol=1e-5)
     self._assert_round_trip(factors)
@@ -160,7 +166,8 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_falls_back_to_own_names(self, architecture, paths):
     factors = _factors(paths)
-    peft.save_peft_adapter(self.directory, factors, CONFIG, architecture=architecture)
+    names = peft.save_peft_adapter(self.directory, factors, CONFIG, architecture=architecture)
+    self.assertEqual(names, peft.OWN_NAMES)
     expected = sorted(path.replace('/', '.') for path in paths)
     self.assertEqual(self._config()['target_modules'], expected)
     self._assert_round_trip(factors)
@@ -181,6 +188,15 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
     expected = self._our_delta(factors[QUERY])
     self.assertAllClose(self._delta(module), expected, rtol=1e-5, atol=1e-5)
     self._assert_round_trip(factors)
+
+  def test_equal_adapters_are_equal_bytes(self):
+    files = set()
+    for _ in range(10):
+      peft.save_peft_adapter(self.directory, _factors(), CONFIG, architecture='GPT2Backbone')
+      names = (peft.WEIGHTS_FILE, peft.CONFIG_FILE)
+      files.add(tuple((self.directory / name).read_bytes() for name in names))
+    self.assertLen(files, 1)
+    self._assert_round_trip(_factors())
 
   def test_reads_an_adapter_that_peft_wrote(self):
     module = 'model.layers.0.self_attn.q_proj'

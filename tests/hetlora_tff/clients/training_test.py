@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from hetlora_tff.adapters.adapter_types import adapters_type
 from hetlora_tff.clients import training as training_lib
 from hetlora_tff.clients.training import LocalTraining, Padding
 from hetlora_tff.clients.weights import ClientWeighting
@@ -249,10 +250,10 @@ def test_types():
   train = build(weights=ClientWeighting.MODULE)
   received, data = train.type_signature.parameter
   shapes = toy_model.LinearModel().module_shapes(toy_model.CONFIG)
-  assert received == training_lib.adapters_type(shapes, None)
+  assert received == adapters_type(shapes, None)
   assert data == training_lib.client_data_type(toy_model.LinearModel())
   result = train.type_signature.result
-  assert result.update == training_lib.adapters_type(shapes, toy_model.MAX_RANK)
+  assert result.update == adapters_type(shapes, toy_model.MAX_RANK)
   weights = tff.to_type(collections.OrderedDict(first=np.float32, second=np.float32))
   assert result.update_weight == weights
   assert result.rank == tff.TensorType(np.int32)

@@ -5,11 +5,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
 from hetlora_tff.adapters.model import BatchLoss
 from hetlora_tff.clients import training as training_lib
 from hetlora_tff.clients.training import LocalTraining, Padding
 from hetlora_tff.clients.weights import ClientWeighting
-from hetlora_tff.clients.work import HetLoraClientWork, model_weights_type
+from hetlora_tff.clients.work import HetLoraClientWork
 from tests.hetlora_tff import paper_oracle, toy_model
 
 pytestmark = pytest.mark.usefixtures('tff_runtime')
@@ -89,7 +90,7 @@ def test_measurements_are_sums_over_the_clients(work):
 def test_types(work):
   shapes = toy_model.LinearModel().module_shapes(toy_model.CONFIG)
   parameter = work.next.type_signature.parameter
-  sliced = model_weights_type(training_lib.adapters_type(shapes, None))
+  sliced = model_weights_type(adapters_type(shapes, None))
   assert parameter[1] == tff.FederatedType(sliced, tff.CLIENTS)
   assert parameter == work.process.next.type_signature.parameter
   result = work.process.next.type_signature.result
