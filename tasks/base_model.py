@@ -18,6 +18,8 @@ import keras_nlp
 import numpy as np
 import safetensors.numpy
 
+from tasks.files import replace_file
+
 ASSETS = pathlib.Path(__file__).parent / 'assets' / 'base_model'
 
 _CONFIG = 'config.json'
@@ -88,11 +90,11 @@ def save_assets(
   vocabulary, merges = tokenizer
   values = [value.astype(np.float16) for value in backbone.get_weights()]
   weights = dict(zip(_weight_names(backbone), values, strict=True))
-  _replace(directory / _WEIGHTS, safetensors.numpy.save(weights))
-  _replace(directory / _CONFIG, _json(config))
-  _replace(directory / _VOCABULARY, json.dumps(vocabulary, ensure_ascii=False).encode())
-  _replace(directory / _MERGES, ''.join(f'{merge}\n' for merge in merges).encode())
-  _replace(directory / _PROVENANCE, _json(provenance))
+  replace_file(directory / _WEIGHTS, safetensors.numpy.save(weights))
+  replace_file(directory / _CONFIG, _json(config))
+  replace_file(directory / _VOCABULARY, json.dumps(vocabulary, ensure_ascii=False).encode())
+  replace_file(directory / _MERGES, ''.join(f'{merge}\n' for merge in merges).encode())
+  replace_file(directory / _PROVENANCE, _json(provenance))
 
 
 def _weight_names(backbone: Any) -> list[str]:
@@ -102,9 +104,3 @@ def _weight_names(backbone: Any) -> list[str]:
 
 def _json(content: Mapping[str, Any]) -> bytes:
   return (json.dumps(content, indent=2) + '\n').encode()
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  draft = path.with_name(path.name + '.draft')
-  draft.write_bytes(data)
-  os.replace(draft, path)

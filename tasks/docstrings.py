@@ -30,6 +30,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from tasks import errors, federated_text, harvest, near_duplicates
+from tasks.files import replace_file
 
 NAME = 'docstring_summarization'
 
@@ -236,11 +237,5 @@ def _write(path: pathlib.Path, clients: Mapping[str, Sequence[federated_text.Exa
   data = gzip.compress(''.join(lines).encode(), mtime=0)
   path.parent.mkdir(parents=True, exist_ok=True)
   # The checksum last: a kill in between leaves a pair that does not match and is made anew.
-  _replace(path, data)
-  _replace(_checksum_path(path), f'{hashlib.sha256(data).hexdigest()}  {path.name}\n'.encode())
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  draft = path.with_name(f'{path.name}.{os.getpid()}.draft')
-  draft.write_bytes(data)
-  os.replace(draft, path)
+  replace_file(path, data)
+  replace_file(_checksum_path(path), f'{hashlib.sha256(data).hexdigest()}  {path.name}\n'.encode())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from tasks import plots
+from tasks.files import replace_file
 
 _TEMPLATE = 'run_report.html'
 _EXCERPT_CHARACTERS = 600
@@ -299,8 +300,5 @@ def write_run_report(run_directory: str | os.PathLike) -> pathlib.Path:
   """
   directory = pathlib.Path(run_directory)
   path = directory / 'report.html'
-  html = _render(directory)
-  partial = path.with_suffix('.html.partial')
-  partial.write_text(html, encoding='utf-8')
-  os.replace(partial, path)
+  replace_file(path, _render(directory).encode())
   return path

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.files import replace_file
 
 METRIC_COLUMNS = (
   'round',
@@ -157,14 +158,4 @@ class RunDirectory:
     return header, rows
 
   def _replace(self, name: str, text: str) -> None:
-    path = self.root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f'.{path.name}.tmp')
-    try:
-      with open(staging, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(staging, path)
-    finally:
-      staging.unlink(missing_ok=True)
+    replace_file(self.root / name, text.encode())
