@@ -83,7 +83,7 @@ class RunConfig:
   client_learning_rate: float = _key(1e-2, 'Local learning rate.', _positive)
   server_optimizer: str = _key('sgd', 'sgd or adam.', _one_of('sgd', 'adam'))
   server_learning_rate: float = _key(1.0, 'Server learning rate.', _positive)
-  eval_every: int = _key(5, 'Rounds between evaluations.', _at_least(1))
+  eval_every: int = _key(4, 'Rounds between evaluations.', _at_least(1))
   eval_split: str = _key(
     'test', 'Held-out clients to evaluate on: test or validation.', _one_of('test', 'validation')
   )
