@@ -76,7 +76,8 @@ def load_docstring_summarization(
   """Loads the task, harvesting the environment on the first call.
 
   The pairs depend on the installed versions alone; `seed` only decides which client goes to which
-  split (by client: 80 % train, 10 % validation, 10 % test). A client holds 8 to 64 pairs.
+  split (by client: 80 % train, 10 % validation, 10 % test). A client that trains holds 8 to 64
+  pairs; a held-out one may have lost some to the splits before it.
 
   Args:
     cache_dir: where the harvest is kept, one file per environment; made if missing. A file that
