@@ -7,6 +7,8 @@
 BIN := .venv/bin
 DEMO_DIR ?= runs/demo-$$(date +%Y%m%d-%H%M%S)
 PYTEST_ARGS ?=
+# Two at a time: a test process holds TensorFlow and a TFF worker, about 2 GB.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 LOCK_ARGS ?=
 export PYTHON
 
@@ -28,15 +30,15 @@ demo-seeds: setup ## run the demo on three seeds; fails unless each gains 10 %
 
 .PHONY: test
 test: setup ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## run the slow tests alone
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: setup ## run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: setup ## check formatting, lint, types and BUILD files

@@ -7,10 +7,12 @@ from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.factors import LoraFactors
 from hetlora_tff.adapters.model import AdapterModel, CausalLanguageModel
 from hetlora_tff.clients.data import with_ranks
+from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.ranks import truncated_power_law_ranks
-from hetlora_tff.clients.training import LocalTraining, Padding
+from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.evaluation import build_hetlora_eval_process
+from hetlora_tff.message_sizes import MessageSizes
 from hetlora_tff.process import HetLoraOutput, HetLoraProcess, build_hetlora_process
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
   'LocalTraining',
   'LoraConfig',
   'LoraFactors',
+  'MessageSizes',
   'Padding',
   'build_hetlora_eval_process',
   'build_hetlora_process',

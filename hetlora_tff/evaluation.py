@@ -9,10 +9,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
-from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
 from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.finite import zero_unless
+from hetlora_tff.adapters.layout import AdapterLayout
 from hetlora_tff.adapters.model import AdapterModel
 from hetlora_tff.clients.training import checked_rank, client_data_type
 
@@ -20,7 +20,11 @@ _SUMMED = ('loss', 'predictions', 'clients', 'non_finite_clients')
 
 
 def build_hetlora_eval_process(
-  model: AdapterModel, config: LoraConfig, *, tiers: Sequence[int] | None = None
+  model: AdapterModel,
+  config: LoraConfig,
+  *,
+  tiers: Sequence[int] | None = None,
+  carries_residual: bool = False,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the evaluation: every client tests the model that a device of its rank runs.
 
@@ -36,6 +40,7 @@ def build_hetlora_eval_process(
     config: its adapters.
     tiers: the largest rank of each tier, ascending, the last one `max_rank`; a tier per rank by
       default.
+    carries_residual: whether the weights have a residual, as an `AdapterLayout` lays them.
 
   Raises:
     ValueError: if the tiers do not cover `[1, max_rank]` in ascending order.
@@ -43,8 +48,9 @@ def build_hetlora_eval_process(
   bounds = list(range(1, config.max_rank + 1)) if tiers is None else list(tiers)
   if not bounds or bounds[0] < 1 or bounds[-1] != config.max_rank or sorted(set(bounds)) != bounds:
     raise ValueError(f'`tiers` must ascend to max_rank {config.max_rank}, got {bounds}.')
-  weights_type = model_weights_type(adapters_type(model.module_shapes(config), config.max_rank))
-  evaluate = _build_evaluate_on_client(model, config, bounds, weights_type)
+  layout = AdapterLayout(model.module_shapes(config), config, carries_residual=carries_residual)
+  weights_type = layout.server_type
+  evaluate = _build_evaluate_on_client(model, layout, bounds)
 
   @tff.federated_computation
   def initialize():
@@ -80,8 +86,10 @@ def build_hetlora_eval_process(
 
 
 @keras_classes_restored()
-def _build_evaluate_on_client(model, config: LoraConfig, bounds: list[int], weights_type):
-  @tff.tensorflow.computation(weights_type, client_data_type(model))
+def _build_evaluate_on_client(model, layout: AdapterLayout, bounds: list[int]):
+  config = layout.config
+
+  @tff.tensorflow.computation(layout.server_type, client_data_type(model))
   def evaluate(weights, client_data):
     loss_fn = model.build(config)
 
@@ -107,7 +115,7 @@ def _build_evaluate_on_client(model, config: LoraConfig, bounds: list[int], weig
         non_finite_clients=tf.where(finite, tf.zeros_like(clients), clients),
       )
 
-    return run(weights.trainable, client_data['rank'], client_data['examples'])
+    return run(layout.adapters(weights), client_data['rank'], client_data['examples'])
 
   return evaluate
 

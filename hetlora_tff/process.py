@@ -9,31 +9,37 @@
     server optimizer (finalizer)                 keeps q_k: device state
 
 Every part is a TFF process of its own and passes alone through
-`tff.learning.templates.compose_learning_process`; stock parts drop into this one.
+`tff.learning.templates.compose_learning_process`; stock parts drop into this one. The rivals are
+other parts in the same places: an aggregator, the finalizer that it needs, and what clients train.
 """
 
 import collections
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import tensorflow as tf
 import tensorflow_federated as tff
 
-from hetlora_tff.adapters import factors as lora
-from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
+from hetlora_tff import compatibility, finalizers
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.model import AdapterModel, Adapters, ModuleShape
-from hetlora_tff.aggregation.padded_mean import SparsityWeightedMeanFactory
-from hetlora_tff.clients.training import (
-  LocalTraining,
-  Padding,
-  build_train_on_client,
+from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
+from hetlora_tff.adapters.model import AdapterModel
+from hetlora_tff.aggregation import (
+  ProductAggregationFactory,
+  ResidualCorrectedMeanFactory,
+  SparsityWeightedMeanFactory,
+  StackingFactory,
+  ZeroPadMeanFactory,
 )
-from hetlora_tff.clients.weights import ClientWeighting
+from hetlora_tff.aggregation.exactness import build_deviation_from_exact
+from hetlora_tff.clients.messages import Padding
+from hetlora_tff.clients.training import LocalTraining, build_train_on_client
 from hetlora_tff.clients.work import HetLoraClientWork
+from hetlora_tff.distribution.absent_rows import AbsentRows
 from hetlora_tff.distribution.broadcast import build_truncating_broadcast
 from hetlora_tff.distribution.select import RankSelect
+from hetlora_tff.message_sizes import MessageSizes, num_bytes
 
-_FLOAT_BYTES = 4
+_MAX_RESIDUAL_BYTES = 1_000_000_000
 
 
 class HetLoraOutput(NamedTuple):
@@ -41,7 +47,8 @@ class HetLoraOutput(NamedTuple):
 
   Attributes:
     state: `tff.learning.templates.LearningAlgorithmState` at the server.
-    metrics: at the server, by part: `distributor`, `client_work`, `aggregator`, `finalizer`.
+    metrics: at the server, by part: `distributor`, `client_work`, `aggregator`, `finalizer`, and
+      `deviation_from_exact` where it is measured.
     device_state: `<rank=int32>` at the clients, in the order of the client data: the rank that the
       device has from now on.
   """
@@ -59,44 +66,31 @@ class HetLoraProcess:
     next: `(<S@SERVER, {<rank=int32*, examples=batch*>}@CLIENTS> -> <state=S@SERVER,
       metrics=M@SERVER, device_state={<rank=int32>}@CLIENTS>)`. The caller gives each device its new
       rank back as the `rank` of its next round.
-    module_shapes: the adapted modules by path.
+    layout: where the adapters lie in the state; None where the whole model is trained.
+    sizes: bytes and numbers of a client by its rank.
   """
 
   def __init__(
     self,
     initialize: tff.Computation,
     next_fn: tff.Computation,
-    module_shapes: collections.OrderedDict[str, ModuleShape],
-    config: LoraConfig,
-    selects_rank: bool,
+    layout: AdapterLayout | None,
+    sizes: MessageSizes,
   ):
     """Not called by users: see `build_hetlora_process`."""
     self.initialize = initialize
     self.next = next_fn
-    self.module_shapes = module_shapes
-    self._config = config
-    self._selects_rank = selects_rank
+    self.layout = layout
+    self.sizes = sizes
 
-  def get_model_weights(self, state) -> Adapters:
-    """The server's adapters, `LoraFactors` of `max_rank` by module path."""
-    return state.global_model_weights.trainable
+  def get_model_weights(self, state) -> Any:
+    """What the server has learned: adapters of the server's rank by module path.
 
-  def trained_parameters(self, rank: int) -> int:
-    """Numbers that a client of `rank` trains: `rank (d_in + d_out)` per module."""
-    return sum(shape.num_trained(rank) for shape in self.module_shapes.values())
-
-  def download_bytes(self, rank: int) -> int:
-    """Bytes of adapters that one client of `rank` downloads under this distributor."""
-    return self.slice_bytes(rank if self._selects_rank else self._config.max_rank)
-
-  def upload_bytes(self, rank: int) -> int:
-    """Bytes of padded update that one client uploads: the same for every rank."""
-    del rank  # Padding hides it.
-    return self.slice_bytes(self._config.max_rank)
-
-  def slice_bytes(self, rank: int) -> int:
-    """Bytes of the adapters of one rank, whoever moves them."""
-    return _FLOAT_BYTES * self.trained_parameters(rank)
+    `LoraFactors`, or `CorrectedFactors` where the method carries a residual; where the whole model
+    is trained, its weights by name.
+    """
+    weights = state.global_model_weights
+    return self.layout.adapters(weights) if self.layout else weights.trainable
 
   def as_learning_process(self) -> tff.learning.templates.LearningProcess:
     """The process without device state, for TFF's own loops.
@@ -135,204 +129,153 @@ def build_hetlora_process(
   aggregator: Any = None,
   finalizer: tff.learning.templates.FinalizerProcess | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  measures_deviation: bool = False,
+  max_residual_bytes: int = _MAX_RESIDUAL_BYTES,
 ) -> HetLoraProcess:
-  """Composes HetLoRA (arXiv:2401.06432) for a model.
+  """Composes HetLoRA (arXiv:2401.06432), or one of its rivals, for a model.
 
   Args:
     model: the frozen model.
     config: its adapters.
-    training: pruning, padding and weights; the paper's by default.
+    training: pruning, padding, weights and trained factors; the paper's by default.
     client_optimizer: Adam at 1e-3 by default.
     distributor: `build_truncating_broadcast` by default; `RankSelect` sends slices instead.
     aggregator: any TFF aggregation factory, weighted or (with uniform weights) unweighted; the
       sparsity-weighted mean by default.
-    finalizer: the stock one with `server_optimizer` by default.
+    finalizer: the one that the aggregator or the trained factors need by default, else the stock
+      one with `server_optimizer`.
     server_optimizer: SGD at 1.0 by default, which makes `STATE` padding the paper's equation
-      exactly; not together with a finalizer of your own.
+      exactly; only for the stock finalizer.
+    measures_deviation: whether the metrics have `deviation_from_exact` (see
+      `build_deviation_from_exact`), which looks at single clients: for simulations.
+    max_residual_bytes: the largest residual that a method may carry in state and broadcast.
 
   Raises:
-    ValueError: if weights and aggregator, distributor and aggregator, or finalizer and server
-      optimizer do not fit.
+    ValueError: if parts do not fit together, or a residual is too large.
   """
-  if finalizer is not None and server_optimizer is not None:
-    raise ValueError('Give `finalizer` or `server_optimizer`, not both.')
-  training = training or LocalTraining()
   aggregator = SparsityWeightedMeanFactory() if aggregator is None else aggregator
-  weighting = resolve_weighting(training.weights, aggregator)
-  shapes = model.module_shapes(config)
-  weights_type = model_weights_type(adapters_type(shapes, config.max_rank))
+  training = compatibility.resolve_training(training or LocalTraining(), aggregator)
+  layout = AdapterLayout(
+    model.module_shapes(config),
+    config,
+    training.trained,
+    carries_residual=isinstance(aggregator, StackingFactory | ResidualCorrectedMeanFactory),
+  )
+  _check_residual(layout, max_residual_bytes)
   work = HetLoraClientWork(
     build_train_on_client(
       model,
-      config,
+      layout,
       training,
-      weighting,
       client_optimizer or tff.learning.optimizers.build_adam(1e-3),
+      shows_asked=measures_deviation,
     )
   )
-  parts = _Parts(
-    distributor or build_truncating_broadcast(weights_type),
+  aggregation = create_aggregation(aggregator, work)
+  parts = Parts(
+    tff.tensorflow.computation(layout.initial_weights),
+    distributor or build_truncating_broadcast(layout.server_type),
     work,
-    _create_aggregator(aggregator, work),
-    finalizer
-    or tff.learning.templates.build_apply_optimizer_finalizer(
-      server_optimizer or tff.learning.optimizers.build_sgdm(1.0), weights_type
-    ),
+    aggregation,
+    _finalizer(finalizer, server_optimizer, layout, aggregator, aggregation),
   )
-  selects_rank = isinstance(parts.distributor, RankSelect)
-  if selects_rank and training.padding is Padding.STATE:
-    _check_is_mean(aggregator)
-    parts = parts._replace(absent_rows=_AbsentRows(weights_type, work, aggregator))
-  initialize = _build_initialize(initial_weights_computation(shapes, config), parts)
-  return HetLoraProcess(initialize, _build_next(initialize, parts), shapes, config, selects_rank)
+  if isinstance(distributor, RankSelect):
+    parts = parts._replace(restore=_build_restore(layout, training, aggregator, work))
+  if measures_deviation:
+    compatibility.check_measurable(aggregator, aggregation)
+    if isinstance(distributor, RankSelect) and training.padding is Padding.UPDATE:
+      raise ValueError('`measures_deviation` with Padding.UPDATE needs whole broadcasts.')
+    parts = parts._replace(measure=_build_measure(layout, work))
+  initialize, next_fn = compose(parts)
+  sizes = MessageSizes(
+    layout, layout.server_type, work.message_type, isinstance(distributor, RankSelect)
+  )
+  return HetLoraProcess(initialize, next_fn, layout, sizes)
 
 
-def _check_is_mean(aggregator: Any) -> None:
-  if not isinstance(aggregator, SparsityWeightedMeanFactory | tff.aggregators.MeanFactory):
-    raise ValueError(
-      f'`RankSelect` with Padding.STATE needs a weighted mean, not {type(aggregator).__name__}: '
-      'the share of clients without a row goes through the same aggregator. Use Padding.UPDATE.'
-    )
-
-
-def resolve_weighting(weighting: ClientWeighting | None, aggregator: Any) -> ClientWeighting:
-  """The weights that an aggregator is sent; the default where none is asked for.
-
-  Raises:
-    ValueError: if the aggregator cannot use them.
-  """
+def create_aggregation(
+  aggregator: Any, work: HetLoraClientWork, value_type: tff.Type | None = None
+):
+  """The aggregation process of the client work's messages, or of other values with its weights."""
   if isinstance(aggregator, tff.aggregators.UnweightedAggregationFactory):
-    if weighting not in (None, ClientWeighting.UNIFORM):
-      raise ValueError(
-        f'{type(aggregator).__name__} is unweighted and would drop `{weighting.value}` weights in '
-        'silence; use ClientWeighting.UNIFORM or a weighted aggregator.'
-      )
-    return ClientWeighting.UNIFORM
-  takes_modules = isinstance(aggregator, SparsityWeightedMeanFactory)
-  if weighting is None:
-    return ClientWeighting.MODULE if takes_modules else ClientWeighting.MODEL
-  if weighting.per_module and not takes_modules:
+    # Its weights are uniform, save that a client without an update counts as one that sent zeros.
+    aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
+  return aggregator.create(value_type or work.message_type, work.weight_type)
+
+
+def _check_residual(layout: AdapterLayout, max_bytes: int) -> None:
+  if not layout.carries_residual:
+    return
+  size = num_bytes(layout.server_type.non_trainable)
+  if size > max_bytes:
     raise ValueError(
-      f'{type(aggregator).__name__} takes one weight per client; use ClientWeighting.MODEL.'
+      f'The dense residual of {len(layout.shapes)} modules has {size:,} bytes, which every client '
+      f'would download in every round; the limit is {max_bytes:,} (`max_residual_bytes`).'
     )
-  return weighting
 
 
-def initial_weights_computation(
-  shapes: collections.OrderedDict[str, ModuleShape], config: LoraConfig
-) -> tff.Computation:
-  """`( -> ModelWeights)`: `a` Gaussian with standard deviation `1 / sqrt(d_in)`, `b` zero."""
+def _finalizer(finalizer, server_optimizer, layout: AdapterLayout, aggregator, aggregation):
+  alternates = layout.trained is TrainedFactors.ALTERNATING
+  takes_gradients = not alternates and not isinstance(aggregator, ProductAggregationFactory)
+  if server_optimizer is not None and (finalizer is not None or not takes_gradients):
+    raise ValueError(
+      '`server_optimizer` needs the stock finalizer and an aggregate that is an update: not with a '
+      '`finalizer` of your own, alternating factors or an aggregator of products.'
+    )
+  if finalizer is not None:
+    return finalizer
+  result_type = aggregation.next.type_signature.result.result.member
+  if alternates:
+    return finalizers.build_alternating_finalizer(layout, result_type)
+  if isinstance(aggregator, StackingFactory):
+    return finalizers.build_merging_finalizer(layout, result_type)
+  if isinstance(aggregator, ProductAggregationFactory):
+    return finalizers.build_replacing_finalizer(layout, result_type)
+  return tff.learning.templates.build_apply_optimizer_finalizer(
+    server_optimizer or tff.learning.optimizers.build_sgdm(1.0), layout.server_type
+  )
 
-  @tff.tensorflow.computation
-  def initial_weights():
-    adapters = collections.OrderedDict()
-    for index, (path, shape) in enumerate(shapes.items()):
-      noise = tf.random.stateless_normal([config.max_rank, shape.d_in], [config.init_seed, index])
-      adapters[path] = lora.LoraFactors(
-        noise / tf.sqrt(float(shape.d_in)), tf.zeros([shape.d_out, config.max_rank])
-      )
-    return tff.learning.models.ModelWeights(adapters, ())
 
-  return initial_weights
+class Parts(NamedTuple):
+  """The parts of a process.
 
+  Attributes:
+    initial_weights: `( -> ModelWeights)`.
+    distributor: how weights reach clients.
+    work: what clients do.
+    aggregator: how messages become one.
+    finalizer: how that becomes weights.
+    restore: completes the aggregate, of (weights, aggregate, client weights, client data).
+    measure: the deviation from an exact aggregate, of (weights before, after, output of the work).
+  """
 
-class _Parts(NamedTuple):
+  initial_weights: tff.Computation
   distributor: Any
   work: HetLoraClientWork
   aggregator: tff.templates.AggregationProcess
   finalizer: tff.learning.templates.FinalizerProcess
-  absent_rows: Any = None
+  restore: Callable[..., Any] | None = None
+  measure: Callable[..., Any] | None = None
 
 
-class _AbsentRows:
-  """Restores `STATE` padding when clients received slices.
-
-  A client that never saw the rows above its rank cannot subtract them from the zeros that it sends
-  for them. With `m_j` the weighted share of clients without row `j`, the mean of the updates
-  lacks `m_j` times the server's row `j`.
-  """
-
-  def __init__(self, weights_type, work: HetLoraClientWork, aggregator: Any):
-    max_rank = work.max_rank
-    data_type = work.next.type_signature.parameter[2].member
-    names = [name for name, _ in tff.structure.iter_elements(weights_type.trainable)]
-    result_type = work.process.next.type_signature.result.result.member
-
-    @tff.tensorflow.computation(data_type['rank'])
-    def mask(ranks):
-      rank = ranks.reduce(tf.constant(0), lambda _, rank: rank)
-      absent = 1.0 - tf.sequence_mask(rank, max_rank, tf.float32)
-      return collections.OrderedDict((name, absent) for name in names)
-
-    @tff.tensorflow.computation(weights_type, weights_type.trainable, mask.type_signature.result)
-    def correct(weights, update, absent):
-      return collections.OrderedDict(
-        (
-          name,
-          lora.LoraFactors(
-            update[name].a + absent[name][:, tf.newaxis] * weights.trainable[name].a,
-            update[name].b + absent[name][tf.newaxis, :] * weights.trainable[name].b,
-          ),
-        )
-        for name in names
-      )
-
-    self.mask, self.correct = mask, correct
-    self.mean = _create(aggregator, mask.type_signature.result, result_type.update_weight)
-
-
-def _create(aggregator, value_type, weight_type) -> tff.templates.AggregationProcess:
-  if isinstance(aggregator, tff.aggregators.UnweightedAggregationFactory):
-    # Its weights are uniform, save that a client without an update counts as one that sent zeros.
-    aggregator = tff.aggregators.as_weighted_aggregator(aggregator)
-  return aggregator.create(value_type, weight_type)
-
-
-def _create_aggregator(aggregator, work: HetLoraClientWork) -> tff.templates.AggregationProcess:
-  result_type = work.process.next.type_signature.result.result.member
-  return _create(aggregator, result_type.update, result_type.update_weight)
-
-
-def _build_initialize(initial_weights: tff.Computation, parts: _Parts) -> tff.Computation:
-  distributor = parts.distributor
-
-  @tff.federated_computation
-  def initialize():
-    if isinstance(distributor, RankSelect):
-      distributor_state = tff.federated_value((), tff.SERVER)
-    else:
-      distributor_state = distributor.initialize()
-    aggregator_state = parts.aggregator.initialize()
-    weights = tff.federated_eval(initial_weights, tff.SERVER)
-    return tff.federated_zip(
-      tff.learning.templates.LearningAlgorithmState(
-        weights,
-        distributor_state,
-        parts.work.process.initialize(),
-        aggregator_state,
-        parts.finalizer.initialize(),
-      )
-    )
-
-  return initialize
-
-
-def _build_next(initialize: tff.Computation, parts: _Parts) -> tff.Computation:
+def compose(parts: Parts) -> tuple[tff.Computation, tff.Computation]:
+  """`initialize` and `next` of a process; see `HetLoraProcess`."""
+  initialize = _build_initialize(parts)
   state_type = initialize.type_signature.result
   data_type = parts.work.next.type_signature.parameter[2]
   distribute = _build_distribute(parts.distributor)
-  restore = _build_restore(parts.absent_rows)
 
   @tff.federated_computation(state_type, data_type)
   def next_fn(state, client_data):
     server_weights = state.global_model_weights
     distributed = distribute(state.distributor, server_weights, client_data)
     work = parts.work.next(state.client_work, distributed.result, client_data)
-    aggregated = parts.aggregator.next(
-      state.aggregator, work['result'].update, work['result'].update_weight
-    )
-    update = restore(server_weights, aggregated.result, work['result'].update_weight, client_data)
-    finalized = parts.finalizer.next(state.finalizer, server_weights, update)
+    update, update_weight = work['result'].update, work['result'].update_weight
+    aggregated = parts.aggregator.next(state.aggregator, update, update_weight)
+    aggregate = aggregated.result
+    if parts.restore:
+      aggregate = parts.restore(server_weights, aggregate, update_weight, client_data)
+    finalized = parts.finalizer.next(state.finalizer, server_weights, aggregate)
     new_state = tff.learning.templates.LearningAlgorithmState(
       finalized.result,
       distributed.state,
@@ -346,11 +289,33 @@ def _build_next(initialize: tff.Computation, parts: _Parts) -> tff.Computation:
       aggregator=aggregated.measurements,
       finalizer=finalized.measurements,
     )
+    if parts.measure:
+      metrics['deviation_from_exact'] = parts.measure(server_weights, finalized.result, work)
     return HetLoraOutput(
       tff.federated_zip(new_state), tff.federated_zip(metrics), work['device_state']
     )
 
-  return next_fn
+  return initialize, next_fn
+
+
+def _build_initialize(parts: Parts) -> tff.Computation:
+  @tff.federated_computation
+  def initialize():
+    if isinstance(parts.distributor, RankSelect):
+      distributor_state = tff.federated_value((), tff.SERVER)
+    else:
+      distributor_state = parts.distributor.initialize()
+    return tff.federated_zip(
+      tff.learning.templates.LearningAlgorithmState(
+        tff.federated_eval(parts.initial_weights, tff.SERVER),
+        distributor_state,
+        parts.work.process.initialize(),
+        parts.aggregator.initialize(),
+        parts.finalizer.initialize(),
+      )
+    )
+
+  return initialize
 
 
 def _build_distribute(distributor):
@@ -368,12 +333,41 @@ def _build_distribute(distributor):
   return distribute
 
 
-def _build_restore(absent_rows: _AbsentRows | None):
+def _build_restore(layout: AdapterLayout, training: LocalTraining, aggregator: Any, work):
+  """What a mean of slices lacks under `STATE` padding; None where it lacks nothing."""
+  if layout.trained is not TrainedFactors.BOTH or layout.carries_residual:
+    raise ValueError('`RankSelect` sends slices of both factors and no residual.')
+  if training.padding is not Padding.STATE:
+    return None
+  means = SparsityWeightedMeanFactory | ZeroPadMeanFactory | tff.aggregators.MeanFactory
+  if not isinstance(aggregator, means):
+    raise ValueError(
+      f'`RankSelect` with Padding.STATE needs a weighted mean, not {type(aggregator).__name__}: '
+      'the share of clients without a row goes through the same aggregator. Use Padding.UPDATE.'
+    )
+  rows = AbsentRows(layout)
+  mean = create_aggregation(aggregator, work, rows.mask.type_signature.result)
+
   def restore(weights, update, update_weight, client_data):
-    if absent_rows is None:
-      return update
-    masks = tff.federated_map(absent_rows.mask, client_data['rank'])
-    absent = absent_rows.mean.next(absent_rows.mean.initialize(), masks, update_weight)
-    return tff.federated_map(absent_rows.correct, (weights, update, absent.result))
+    masks = tff.federated_map(rows.mask, client_data['rank'])
+    absent = mean.next(mean.initialize(), masks, update_weight)
+    return tff.federated_map(rows.correct, (weights, update, absent.result))
 
   return restore
+
+
+def _build_measure(layout: AdapterLayout, work: HetLoraClientWork):
+  read = tff.tensorflow.computation(layout.adapters, layout.server_type)
+  deviation = build_deviation_from_exact(
+    read.type_signature.result, work.weight_type, layout.config.scaling
+  )
+
+  def measure(before, after, work_output):
+    return deviation(
+      work_output['asked'],
+      work_output['result'].update_weight,
+      tff.federated_map(read, before),
+      tff.federated_map(read, after),
+    )
+
+  return measure

@@ -20,8 +20,9 @@ from tasks import base_model, harvest, text
 from tasks.errors import UserError
 
 EMBEDDED = 'embedded'
+# Where a backbone directory has its tokenizer.
+TOKENIZER = 'tokenizer'
 _MANIFEST = 'manifest.json'
-_TOKENIZER = 'tokenizer'
 # The layout of a keras-nlp tokenizer preset.
 _TOKENIZER_CONFIG, _TOKENIZER_ASSETS = 'tokenizer.json', 'assets/tokenizer'
 _METADATA = 'metadata.json'
@@ -60,7 +61,7 @@ def load_base_model(name: str, cache: pathlib.Path) -> BaseModel:
       backbone = _converted(directory, base_model.embedded_backbone)
       model = BaseModel(backbone, text.Tokenizer(base_model.embedded_tokenizer()))
     elif (path / _MANIFEST).is_file():
-      model = BaseModel(FrozenBackbone.load(path), _tokenizer(path / _TOKENIZER))
+      model = BaseModel(FrozenBackbone.load(path), _tokenizer(path / TOKENIZER))
     else:
       model = _from_keras_nlp(name, cache)
     _check(model)
@@ -131,7 +132,7 @@ def _converted(directory: pathlib.Path, build: Callable[[], tf.keras.Model]) -> 
 def _from_keras_nlp(name: str, cache: pathlib.Path) -> BaseModel:
   directory = cache / 'backbones' / _conversion_key(name)
   backbone = _converted(directory, lambda: _load_keras_nlp(name))
-  tokenizer = directory / _TOKENIZER
+  tokenizer = directory / TOKENIZER
   if not tokenizer.is_dir():
     source = pathlib.Path(name)
     _save_tokenizer(str(source.parent) if source.suffix == '.keras' else name, tokenizer)

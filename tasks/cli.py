@@ -6,27 +6,30 @@ Commands import what they need when they run, so that help and wrong flags do no
 TensorFlow.
 """
 
-import contextlib
 import dataclasses
 import errno
 import inspect
-import io
 import os
 import pathlib
 import sys
-import typing
 from typing import Annotated, Any
 
 import rich.console
 import rich.table
 import typer
 
-from tasks.config import RunConfig, option, resolve, resolve_resumed
+from tasks import methods, values
+from tasks.config import TYPES, RunConfig, default, from_text, resolve, resolve_resumed
 from tasks.errors import UserError
+from tasks.options import as_flag, option
+from tasks.program_loader import import_program
 
 _USER_ERROR, _INTERRUPTED = 2, 130
 # What the machine, not the program, did wrong.
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_METHODS = 'Methods; `hetlora tasks` says more:\n\n' + '\n\n'.join(
+  f'{method.name}: {method.title} - {method.paper}' for method in methods.METHODS.values()
+)
 
 app = typer.Typer(
   add_completion=False,
@@ -67,29 +70,32 @@ def _config_flags(command):
   """Gives a command one flag per configuration key, unset by default."""
   signature = inspect.signature(command)
   own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-  hints = typing.get_type_hints(RunConfig)
   flags = []
   for field in dataclasses.fields(RunConfig):
-    is_list = hints[field.name] not in (int, float, str)
-    default = getattr(RunConfig, field.name)
-    default = ','.join(default) if is_list else default
+    name, kind = option(field.name), TYPES[field.name]
+    usual = ' '.join(as_flag(field.name, default(field))[1:]) or 'none'
+    panel = None
+    if kind is bool:  # In a panel of its own: two long names in a row leave no room for its help.
+      name, usual, panel = f'{name}/{option("no_" + field.name)}', 'where it can be', 'Switches'
     flag = typer.Option(
-      option(field.name), help=f'{field.metadata["help"]} (default: {default})', show_default=False
+      name,
+      help=f'{field.metadata["help"]} (default: {usual})',
+      show_default=False,
+      rich_help_panel=panel,
     )
-    kind = str if is_list else hints[field.name]
     flags.append(
       inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, flag],
+        annotation=Annotated[(str if values.is_composed(kind) else kind) | None, flag],
       )
     )
   command.__signature__ = signature.replace(parameters=own + flags)
   return command
 
 
-@app.command()
+@app.command(epilog=_METHODS)
 @_config_flags
 def train(
   *,
@@ -102,12 +108,13 @@ def train(
   ] = False,
   **flags: Any,
 ) -> None:
-  """Fine-tune a model on a federated task and write adapters, metrics and a report."""
-  given = {key: value for key, value in flags.items() if value is not None}
-  if 'targets' in given:
-    given['targets'] = tuple(t.strip() for t in given['targets'].split(',') if t.strip())
+  """Fine-tune a model on a federated task and write adapters, metrics and a report.
+
+  Defaults are those of --method hetlora; another method has its own where it needs them.
+  """
+  given = {key: from_text(key, value) for key, value in flags.items() if value is not None}
   resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
-  program = _import_program()
+  program = import_program()
   summary = program.train(resolved, output_dir, resume=resume, command=['hetlora', *sys.argv[1:]])
   _print_summary(summary)
   print(f'Report: {output_dir / "report.html"}')
@@ -118,33 +125,48 @@ def evaluate(
   directory: Annotated[pathlib.Path, typer.Argument(help='Directory of a finished run.')],
 ) -> None:
   """Evaluate a run's adapters on its held-out clients and write evaluation.json."""
-  _print_summary(_import_program().evaluate_run(directory))
+  _print_summary(import_program().evaluate_run(directory))
   print(f'Evaluation: {directory / "evaluation.json"}')
 
 
 @app.command()
+def compare(
+  runs: Annotated[
+    list[pathlib.Path] | None, typer.Argument(help='Directories of finished runs.')
+  ] = None,
+  *,
+  output_dir: Annotated[pathlib.Path, typer.Option(help='Directory of the comparison.')],
+  config: Annotated[
+    pathlib.Path | None,
+    typer.Option(help='JSON file of a suite of runs, done first; finished ones are kept.'),
+  ] = None,
+) -> None:
+  """Compare runs, over their seeds: a table, curves and a page."""
+  directories = list(runs or ())
+  if config is not None:
+    from tasks import suite
+
+    directories += suite.run_suite(config, output_dir)
+  from tasks import compare as comparison
+
+  comparison.compare(directories, output_dir)
+  print(f'Comparison: {output_dir / "comparison.html"}')
+
+
+@app.command()
 def tasks() -> None:
-  """List the tasks that --task names."""
+  """List the tasks that --task names and the methods that --method names."""
   from tasks import registry
 
+  console = rich.console.Console()
   table = rich.table.Table('task', 'what it is', box=None)
   for name, task in sorted(registry.TASKS.items()):
     table.add_row(name, task.description)
-  rich.console.Console().print(table)
-
-
-def _import_program():
-  """Imports TensorFlow and what needs it, without their chatter."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-    import keras_nlp  # noqa: F401 (prints the name of its backend)
-  from absl import logging
-
-  from tasks import program
-
-  # keras-nlp warns at every call that it was given the mask that it needs.
-  logging.set_verbosity(logging.ERROR)
-  return program
+  console.print(table, '')
+  table = rich.table.Table('method', 'what it is', 'paper', box=None)
+  for method in methods.METHODS.values():
+    table.add_row(method.name, f'{method.title}. {method.description}', method.paper)
+  console.print(table)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -8,115 +8,213 @@ No TensorFlow here: `hetlora --help` and a wrong flag answer at once.
 import dataclasses
 import json
 import math
+import os
 import pathlib
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from tasks import methods, values
 from tasks.errors import UserError
+from tasks.options import AllBut, Limit, Rule, option, settle
 
 
-def _key(default: Any, help_text: str, check: Callable[[Any], str | None] | None = None) -> Any:
+def _key(default: Any, help_text: str, check: values.Range | None = None) -> Any:
   return dataclasses.field(default=default, metadata={'help': help_text, 'check': check})
 
 
-def _at_least(bound: float) -> Callable[[Any], str | None]:
-  return lambda value: None if value >= bound else f'must be at least {bound}'
+def _open(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
+  """A key that other keys decide or restrict; None leaves it to them, and to its usual value."""
+  return dataclasses.field(
+    default=None, metadata={'help': help_text, 'check': check, 'usual': usual}
+  )
 
 
-def _seed(value: int) -> str | None:
-  return None if 0 <= value < 2**31 else 'must be in [0, 2^31)'
+_ELSEWHERE = Limit((False,), "moves the server elsewhere than to the clients' mean")
+_UNPRUNED = 'lets no client give up ranks (self_pruning does)'
+_NO_PRUNING = {'rank_dynamics': ('fixed', 'tier')}
+# A rule looks at keys before its own.
+_RULES = (
+  *(rule for method in methods.METHODS.values() for rule in method.rules()),
+  Rule('rank_assignment', Limit(('tiers',), 'takes the ranks of public tiers'),
+       {'rank_dynamics': ('tier',)}),
+  Rule('rank_tiers', Limit((), 'takes them, for example 4:0.5,8:0.3,32:0.2'),
+       {'rank_assignment': ('tiers',)}),
+  Rule('rank_tiers', Limit((None,), 'knows no tiers (tiers does)'),
+       {'rank_assignment': AllBut('tiers')}),
+  Rule('rank_file', Limit((), 'reads ranks from there'), {'rank_assignment': ('file',)}),
+  Rule('rank_file', Limit((None,), 'reads no file (file does)'),
+       {'rank_assignment': AllBut('file')}),
+  Rule('rank_exponent', Limit((None,), 'draws from no power law'),
+       {'rank_assignment': AllBut('power_law')}),
+  Rule('min_rank', Limit((1,), 'needs no bound below'),
+       {'rank_assignment': ('tiers', 'file', 'max'), **_NO_PRUNING}),
+  Rule('prune_decay', Limit((1.0,), _UNPRUNED), _NO_PRUNING),
+  Rule('prune_weight', Limit((0.0,), _UNPRUNED), _NO_PRUNING),
+  Rule('deviation_from_exact', Limit((False,), 'hides from a client the ranks it does not hold'),
+       {'distribution': ('select',), 'padding': ('update',)}),
+  Rule('deviation_from_exact', _ELSEWHERE, {'server_optimizer': AllBut('sgd')}),
+  Rule('deviation_from_exact', _ELSEWHERE, {'server_learning_rate': AllBut(1.0)}),
+)  # fmt: skip
 
 
-def _positive(value: float) -> str | None:
-  return None if value > 0 else 'must be positive'
-
-
-def _in_unit(value: float) -> str | None:
-  return None if 0 < value <= 1 else 'must be in (0, 1]'
-
-
-def _one_of(*names: str) -> Callable[[Any], str | None]:
-  return lambda value: None if value in names else f'must be one of {", ".join(names)}'
+def _check(field: dataclasses.Field, value: Any) -> None:
+  if value is None:
+    return
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f'{option(field.name)} must be finite, got {value}.')
+  problem = field.metadata['check'] and field.metadata['check'](value)
+  if problem:
+    raise UserError(f'{option(field.name)} {problem}, got {value!r}.')
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
   """All settings of `hetlora train`; every key is a flag of the same name.
 
+  Keys whose default is None depend on keys before them, most of all on the method. They are settled
+  when the configuration is made; None then says that a key has no meaning in this run.
+
   Raises:
-    UserError: naming the option and what it takes.
+    UserError: naming the option and what it takes, or what excludes it.
   """
 
   task: str = _key('docstring_summarization', 'What to learn; `hetlora tasks` lists them.')
-  seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', _seed)
-  rounds: int = _key(16, 'Federated rounds.', _at_least(1))
-  clients_per_round: int = _key(10, 'Clients that train in a round.', _at_least(1))
+  seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', values.seed)
+  rounds: int = _key(16, 'Federated rounds.', values.at_least(1))
+  clients_per_round: int = _key(10, 'Clients that train in a round.', values.at_least(1))
   backbone: str = _key(
     'embedded',
     'Base model: `embedded`, a backbone directory, a keras-nlp preset name or directory, '
     'or a .keras file.',
   )
-  sequence_length: int = _key(128, 'Tokens per example, source and target.', _at_least(32))
-  targets: tuple[str, ...] = _key(
-    ('query', 'value'), 'Modules to adapt: names or regular expressions, comma-separated.'
+  sequence_length: int = _key(128, 'Tokens per example, source and target.', values.at_least(32))
+  method: str = _key(
+    'hetlora',
+    f'How clients train and how their work becomes one model: {", ".join(methods.METHODS)}.',
+    values.one_of(*methods.METHODS),
   )
-  max_rank: int = _key(32, 'Rank of the server and of the largest device.', _at_least(1))
-  min_rank: int = _key(4, 'Rank of the smallest device; none prunes itself below.', _at_least(1))
-  rank_exponent: float = _key(0.1, 'Skew of the ranks: P(r) ~ r^(x - 1); 1 is uniform.', _positive)
-  alpha: float = _key(64.0, 'LoRA alpha; the scale is alpha / max_rank for all.', _positive)
-  prune_decay: float = _key(0.99, 'Self-pruning decay (gamma); 1 is off.', _in_unit)
-  prune_weight: float = _key(
-    0.01, 'Weight of the pruning penalty (lambda) in the loss.', _at_least(0)
+  targets: tuple[str, ...] = _open(
+    ('query', 'value'),
+    'Modules to adapt: names or regular expressions, comma-separated.',
+    lambda value: None if value else 'needs at least one module name',
   )
-  weights: str = _key(
-    'module', 'Client weights: uniform, module or model.', _one_of('uniform', 'module', 'model')
+  alpha: float = _open(64.0, 'LoRA alpha; the scale is alpha / max_rank for all.', values.positive)
+  max_rank: int = _open(32, 'Rank of the server and of the largest device.', values.at_least(1))
+  rank_pattern: Mapping[str, int] = _open(
+    {},
+    'Other ranks than max_rank for some modules, as in PEFT: REGEX:RANK,...',
+    values.pattern_ranks,
   )
-  padding: str = _key('state', 'Zero padding: state or update.', _one_of('state', 'update'))
-  distribution: str = _key(
-    'broadcast', 'How adapters are sent: broadcast or select.', _one_of('broadcast', 'select')
+  rank_dynamics: str = _open(
+    'self_pruning',
+    'Ranks over time: self_pruning; fixed; or tier: fixed and public, by rank_tiers.',
+    values.one_of('self_pruning', 'fixed', 'tier'),
   )
-  local_steps: int = _key(5, 'Local steps of a client in a round.', _at_least(1))
-  batch_size: int = _key(8, 'Examples per local step.', _at_least(1))
-  client_optimizer: str = _key('adam', 'adam or sgd.', _one_of('adam', 'sgd'))
-  client_learning_rate: float = _key(1e-2, 'Local learning rate.', _positive)
-  server_optimizer: str = _key('sgd', 'sgd or adam.', _one_of('sgd', 'adam'))
-  server_learning_rate: float = _key(1.0, 'Server learning rate.', _positive)
-  eval_every: int = _key(4, 'Rounds between evaluations.', _at_least(1))
+  rank_assignment: str = _open(
+    'power_law',
+    'First ranks: power_law, tiers, file, data_size (more examples, more ranks) or max.',
+    values.one_of('power_law', 'tiers', 'file', 'data_size', 'max'),
+  )
+  rank_tiers: Mapping[int, float] = _open(
+    None, 'Ranks and shares of clients, for tiers: RANK:SHARE,...', values.tier_shares
+  )
+  rank_file: str = _open(
+    None,
+    'Ranks, for file: JSON {client: rank} or CSV rows client,rank.',
+    lambda value: None if value else 'must name a file',
+  )
+  rank_exponent: float = _open(
+    0.1, 'Skew of the ranks, for power_law: P(r) ~ r^(x - 1); 1 is uniform.', values.positive
+  )
+  min_rank: int = _open(
+    4, 'Smallest rank that is drawn; no device prunes itself below.', values.at_least(1)
+  )
+  prune_decay: float = _open(0.99, 'Self-pruning decay (gamma); 1 is off.', values.in_unit)
+  prune_weight: float = _open(
+    0.01, 'Weight of the pruning penalty (lambda) in the loss.', values.at_least(0)
+  )
+  weights: str = _open(
+    'module',
+    'Client weights: uniform; examples; or by the norm of what was learned, module or model.',
+    values.one_of('uniform', 'examples', 'module', 'model'),
+  )
+  padding: str = _open(
+    'state', 'Zero padding: state, update or none.', values.one_of('state', 'update', 'none')
+  )
+  distribution: str = _open(
+    'broadcast', 'How adapters are sent: broadcast or select.', values.one_of('broadcast', 'select')
+  )
+  local_steps: int = _key(5, 'Local steps of a client in a round.', values.at_least(1))
+  batch_size: int = _key(8, 'Examples per local step.', values.at_least(1))
+  client_optimizer: str = _key('adam', 'adam or sgd.', values.one_of('adam', 'sgd'))
+  client_learning_rate: float = _key(1e-2, 'Local learning rate.', values.positive)
+  server_optimizer: str = _open('sgd', 'sgd or adam.', values.one_of('sgd', 'adam'))
+  server_learning_rate: float = _open(1.0, 'Server learning rate.', values.positive)
+  deviation_from_exact: bool = _open(
+    True, "Measure how far each round's result is from the exact mean of what clients ask for."
+  )
+  eval_every: int = _key(4, 'Rounds between evaluations.', values.at_least(1))
   eval_split: str = _key(
-    'test', 'Held-out clients to evaluate on: test or validation.', _one_of('test', 'validation')
+    'test',
+    'Held-out clients to evaluate on: test or validation.',
+    values.one_of('test', 'validation'),
   )
-  eval_examples_per_client: int = _key(16, 'Most examples of a held-out client.', _at_least(1))
+  eval_examples_per_client: int = _key(
+    16, 'Most examples of a held-out client.', values.at_least(1)
+  )
   decode_examples: int = _key(
-    128, 'Held-out examples to decode for RougeL at start and end; 0 for none.', _at_least(0)
+    128, 'Held-out examples to decode for RougeL at start and end; 0 for none.', values.at_least(0)
   )
   concurrent_clients: int = _key(
-    0, 'Clients that train at the same time; 0 for one per core.', _at_least(0)
+    0, 'Clients that train at the same time; 0 for one per core.', values.at_least(0)
   )
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      check = field.metadata['check']
-      if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f'{option(field.name)} must be finite, got {value}.')
-      problem = check(value) if check else None
-      if problem:
-        raise UserError(f'{option(field.name)} {problem}, got {value!r}.')
-    if self.min_rank > self.max_rank:
-      raise UserError(f'--min-rank {self.min_rank} is above --max-rank {self.max_rank}.')
-    if not self.targets:
-      raise UserError('--targets needs at least one module name.')
+    fields = dataclasses.fields(self)
+    given = {field.name: getattr(self, field.name) for field in fields}
+    for field in fields:
+      _check(field, given[field.name])
+    usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
+    for key, value in settle(given, usual, _RULES).items():
+      object.__setattr__(self, key, value)
+    if self.max_rank is None:
+      return
+    for key, ranks in (
+      ('min_rank', [self.min_rank]),
+      ('rank_tiers', self.rank_tiers or ()),
+      ('rank_pattern', self.rank_pattern.values()),
+    ):
+      for rank in ranks:
+        if rank > self.max_rank:
+          raise UserError(f'{option(key)} {rank} is above --max-rank {self.max_rank}.')
 
   def to_json(self) -> dict[str, Any]:
     """All values, as `config.json` keeps them."""
     return dataclasses.asdict(self)
 
 
-def option(key: str) -> str:
-  """The flag of a configuration key."""
-  return '--' + key.replace('_', '-')
+def is_open(field: dataclasses.Field) -> bool:
+  """Whether a key may be left to others: its default is None then, and null in a file."""
+  return 'usual' in field.metadata
+
+
+def default(field: dataclasses.Field) -> Any:
+  """What a key is where nothing decides it; None if nothing else can."""
+  return field.metadata.get('usual', field.default)
+
+
+def from_text(key: str, text: Any) -> Any:
+  """The value of a flag: lists and mappings are made from text, all else is left as it is.
+
+  Raises:
+    UserError: naming the option.
+  """
+  try:
+    return values.from_text(TYPES[key], text)
+  except ValueError as error:
+    form = RunConfig.__dataclass_fields__[key].metadata['help'].rpartition(' ')[2]
+    raise UserError(f'{option(key)} must be {form}, got {text!r}.') from error
 
 
 def from_json(path: pathlib.Path) -> RunConfig:
@@ -126,6 +224,19 @@ def from_json(path: pathlib.Path) -> RunConfig:
     UserError: naming the file and the key that is wrong.
   """
   return RunConfig(**_read(path))
+
+
+def from_values(source: str | os.PathLike, content: Any) -> RunConfig:
+  """Makes a configuration of JSON values; null leaves a key open that depends on others.
+
+  Args:
+    source: what to name in errors.
+    content: an object of configuration keys; may leave out what has a default.
+
+  Raises:
+    UserError: naming the source and the key that is wrong.
+  """
+  return RunConfig(**_typed(source, content))
 
 
 def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunConfig:
@@ -138,11 +249,7 @@ def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunCo
   Raises:
     UserError: naming the file, key or option that is wrong.
   """
-  values: dict[str, Any] = {}
-  if config_file is not None:
-    values.update(_read(config_file))
-  values.update(flags)
-  return RunConfig(**values)
+  return RunConfig(**{**(_read(config_file) if config_file else {}), **flags})
 
 
 def resolve_resumed(
@@ -161,15 +268,16 @@ def resolve_resumed(
   kept = directory / 'config.json'
   if not kept.is_file():
     raise UserError(f'--resume: {directory} holds no run (no config.json).')
-  values = from_json(kept).to_json()
+  kept = from_json(kept).to_json()
   given = {**(_read(config_file) if config_file else {}), **flags}
-  for key, value in given.items():
-    if key != 'rounds' and value != values[key]:
+  changed = {key: value for key, value in given.items() if value not in (None, kept[key])}
+  for key in changed:
+    if key != 'rounds':
       raise UserError(
-        f'{option(key)}: the run in {directory} has {values[key]!r}, and a resumed run keeps its '
+        f'{option(key)}: the run in {directory} has {kept[key]!r}, and a resumed run keeps its '
         'configuration (only --rounds may change).'
       )
-  return RunConfig(**{**values, **given})
+  return RunConfig(**{**kept, **changed})
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -179,23 +287,25 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'Cannot read {path}: {error.strerror}.') from error
   except ValueError as error:
     raise UserError(f'{path} is not JSON: {error}.') from error
+  return _typed(path, content)
+
+
+def _typed(source: str | os.PathLike, content: Any) -> dict[str, Any]:
   if not isinstance(content, dict):
-    raise UserError(f'{path} must hold a JSON object.')
-  types_of = typing.get_type_hints(RunConfig)
-  for key, value in content.items():
-    if key not in types_of:
-      raise UserError(f'{path}: unknown key {key!r}.')
-    content[key] = _convert(path, key, value, types_of[key])
-  return content
+    raise UserError(f'{source} must hold a JSON object.')
+  return {key: _convert(source, key, value) for key, value in content.items()}
 
 
-def _convert(path: pathlib.Path, key: str, value: Any, expected: Any) -> Any:
-  if isinstance(expected, types.GenericAlias):
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-      return tuple(value)
-  elif expected is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  elif type(value) is expected:
-    return value
-  name = 'a list of strings' if isinstance(expected, types.GenericAlias) else expected.__name__
-  raise UserError(f'{path}: {key!r} must be {name}, got {value!r}.')
+def _convert(source: str | os.PathLike, key: str, value: Any) -> Any:
+  if key not in TYPES:
+    raise UserError(f'{source}: unknown key {key!r}.')
+  if value is None and is_open(RunConfig.__dataclass_fields__[key]):
+    return None
+  try:
+    return values.from_json(TYPES[key], value)
+  except ValueError as error:
+    expected = values.type_name(TYPES[key])
+    raise UserError(f'{source}: {key!r} must be {expected}, got {value!r}.') from error
+
+
+TYPES: Mapping[str, Any] = typing.get_type_hints(RunConfig)

@@ -56,7 +56,9 @@ class Progress:
     loss = row['train_loss']
     status = (
       f'loss {loss:.3f}' if loss != '' else 'no client trained'
-    ) + f' | {row["cohort_clients"]} clients of rank {ranks.min()} to {ranks.max()}'
+    ) + f' | {row["cohort_clients"]} clients'
+    if row['mean_rank'] != '':  # It has a meaning in this method.
+      status += f' of rank {ranks.min()} to {ranks.max()}'
     for name in ('pruned', 'non-finite'):
       count = row[f'{name.replace("-", "_")}_clients']
       status += f' | {count} {name}' if count else ''

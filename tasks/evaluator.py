@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Held-out clients: their losses and what the model writes for them."""
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from hetlora_tff.adapters import injection, layers
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.model import Adapters, causal_loss
+from hetlora_tff.adapters.model import Adapters, Weights, assign, causal_loss
 from tasks import metrics, text
 from tasks.backbones import BaseModel
 from tasks.decoding import GreedyDecoder
@@ -19,6 +20,10 @@ from tasks.errors import UserError
 from tasks.federated_text import Example
 
 _ROWS_PER_BATCH = 32
+
+# What a method trains, with arrays or tensors: adapters by module path, with a residual or without,
+# or all weights of the backbone by name.
+Parameters = Adapters | Weights
 
 
 class Written(NamedTuple):
@@ -31,12 +36,12 @@ class Written(NamedTuple):
 
 
 class Evaluator:
-  """Evaluates adapters of `max_rank` on held-out clients, in this process."""
+  """Evaluates what a run trains on held-out clients, in this process."""
 
   def __init__(
     self,
     base: BaseModel,
-    config: LoraConfig,
+    config: LoraConfig | None,
     clients: Mapping[str, Sequence[Example]],
     *,
     sequence_length: int,
@@ -47,7 +52,7 @@ class Evaluator:
 
     Args:
       base: the base model.
-      config: the adapters.
+      config: the adapters; None where the parameters are all weights of the backbone.
       clients: held-out examples by client.
       sequence_length: tokens per example.
       examples_per_client: most examples of a client; the first ones are taken.
@@ -63,14 +68,11 @@ class Evaluator:
       [example for _, example in self._to_decode], base.tokenizer, sequence_length
     )
     self._tokenizer = base.tokenizer
-    model = base.backbone.build()
-    bind = functools.partial(
-      layers.bound, injection.inject_lora(model, config, create_variables=False)
-    )
+    model, bind = _build(base, config)
 
     @tf.function(reduce_retracing=True)
-    def batch_loss(adapters, batch):
-      with bind(adapters):
+    def batch_loss(parameters, batch):
+      with bind(parameters):
         return causal_loss(model, batch)
 
     self._batch_loss = batch_loss
@@ -81,19 +83,19 @@ class Evaluator:
       bind=bind,
     )
 
-  def losses(self, adapters: Adapters) -> metrics.ClientLosses:
+  def losses(self, parameters: Parameters) -> metrics.ClientLosses:
     """Mean loss of each client's targets.
 
     Raises:
       UserError: if a loss is not finite.
     """
-    adapters = tf.nest.map_structure(tf.constant, adapters)
+    parameters = tf.nest.map_structure(tf.convert_to_tensor, parameters)
     clients, sums, counts = [], [], []
     for client, packed in self._packed.items():
       num_rows = len(packed['token_ids'])
       for start in range(0, num_rows, _ROWS_PER_BATCH):
         rows = slice(start, start + _ROWS_PER_BATCH)
-        loss = self._batch_loss(adapters, {k: tf.constant(v[rows]) for k, v in packed.items()})
+        loss = self._batch_loss(parameters, {k: tf.constant(v[rows]) for k, v in packed.items()})
         clients.append(client)
         sums.append(float(loss.total))
         counts.append(float(loss.count))
@@ -104,11 +106,11 @@ class Evaluator:
       )
     return metrics.client_losses(clients, sums, counts)
 
-  def write(self, adapters: Adapters) -> list[Written]:
+  def write(self, parameters: Parameters) -> list[Written]:
     """Greedy continuations of the examples chosen for decoding."""
     if not self._to_decode:
       return []
-    decoded = self._decoder.decode(self._prompts, adapters)
+    decoded = self._decoder.decode(self._prompts, parameters)
     predictions = self._tokenizer.decode_batch(decoded)
     return [
       Written(client, example.source, example.target, prediction.strip())
@@ -120,6 +122,24 @@ def rouge_l_by_client(written: Sequence[Written]) -> dict[str, float]:
   """Mean RougeL of each client."""
   scores = metrics.rouge_l([w.reference for w in written], [w.prediction for w in written])
   return metrics.client_means([w.client for w in written], scores)
+
+
+def _build(
+  base: BaseModel, config: LoraConfig | None
+) -> tuple[tf.keras.Model, Callable[[Any], contextlib.AbstractContextManager]]:
+  """The model, and what makes it compute with the parameters of a call."""
+  if config is None:
+    model, variables = base.backbone.build_with_variables()
+
+    @contextlib.contextmanager
+    def bind(weights):
+      assign(variables, weights)
+      yield
+
+    return model, bind
+  model = base.backbone.build()
+  adapted = injection.inject_lora(model, config, create_variables=False)
+  return model, functools.partial(layers.bound, adapted)
 
 
 def _in_turn(clients: Mapping[str, Sequence[Example]], limit: int) -> list[tuple[str, Example]]:

@@ -3,22 +3,25 @@
 """What a run works on, made from its configuration: model, data, ranks and the process."""
 
 import collections
+import hashlib
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_federated as tff
 
 import hetlora_tff
-from hetlora_tff.adapters.adapter_types import adapters_type
+from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters.layout import AdapterLayout
 from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
-from hetlora_tff.distribution import RankSelect
-from tasks import backbones, participation, registry, text
+from hetlora_tff.message_sizes import MessageSizes
+from tasks import backbones, costs, method_parts, participation, registry, text
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
+from tasks.rank_assignment import assign_ranks, tier_bounds
 
 # Held-out clients draw their ranks apart from those that train.
 _HELD_OUT_RANKS = 1
@@ -30,9 +33,9 @@ class Experiment:
   Attributes:
     config: the configuration.
     base: backbone and tokenizer.
-    lora_config: the adapters.
+    lora_config: the adapters; None where all weights are trained.
     model: the causal model that clients train.
-    shapes: the adapted modules by path.
+    shapes: the adapted modules by path; none where all weights are trained.
     data: the task's clients.
     client_ids: the clients that train, sorted.
     initial_ranks: int32 `[clients]`, their ranks before the first round.
@@ -48,20 +51,12 @@ class Experiment:
     cache = backbones.cache_directory()
     task = registry.find_task(config.task)
     self.base = backbones.load_base_model(config.backbone, cache)
-    self.lora_config = hetlora_tff.LoraConfig(
-      max_rank=config.max_rank,
-      alpha=config.alpha,
-      targets=config.targets,
-      init_seed=config.seed,
-    )
+    self.lora_config = method_parts.lora_config(config)
     try:
       self.model = hetlora_tff.CausalLanguageModel(self.base.backbone, config.sequence_length)
     except ValueError as error:
       raise UserError(f'--sequence-length: {error}') from error
-    try:
-      self.shapes = self.model.module_shapes(self.lora_config)
-    except ValueError as error:
-      raise UserError(f'--targets: {error}') from error
+    self.shapes = self._module_shapes()
     try:
       self.data = task.load(cache / 'data', config.seed)
     except ValueError as error:
@@ -74,29 +69,15 @@ class Experiment:
         f'--clients-per-round {config.clients_per_round}: {config.task} has only '
         f'{len(self.client_ids)} clients that train.'
       )
-    self.initial_ranks = self._draw_ranks(self.client_ids, config.seed)
+    self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
     self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
     """The learning process."""
-    config = self.config
-    distributor = None
-    if config.distribution == 'select':
-      distributor = RankSelect(adapters_type(self.shapes, config.max_rank), self.lora_config)
-    return hetlora_tff.build_hetlora_process(
-      self.model,
-      self.lora_config,
-      training=hetlora_tff.LocalTraining(
-        prune_decay=config.prune_decay,
-        prune_weight=config.prune_weight,
-        min_rank=config.min_rank,
-        padding=hetlora_tff.Padding(config.padding),
-        weights=hetlora_tff.ClientWeighting(config.weights),
-      ),
-      client_optimizer=_optimizer(config.client_optimizer, config.client_learning_rate),
-      distributor=distributor,
-      server_optimizer=_optimizer(config.server_optimizer, config.server_learning_rate),
-    )
+    try:
+      return method_parts.build_process(self.config, self.model, self.initial_ranks)
+    except ValueError as error:
+      raise UserError(f'--method {self.config.method}: {error}') from error
 
   def cohort(self, round_number: int) -> list[int]:
     """Indices of the clients that train in a round."""
@@ -122,11 +103,11 @@ class Experiment:
       for index in cohort
     ]
 
-  def evaluator(self) -> Evaluator:
-    """The evaluation on held-out clients."""
+  def evaluator(self, base: backbones.BaseModel | None = None) -> Evaluator:
+    """The evaluation on held-out clients, of this base model or of what a run made of it."""
     config = self.config
     return Evaluator(
-      self.base,
+      base or self.base,
       self.lora_config,
       self._held_out(),
       sequence_length=config.sequence_length,
@@ -138,15 +119,20 @@ class Experiment:
     """Federated evaluation on held-out clients, each at the rank that its device would have.
 
     Returns:
-      Tiers in ascending order, without those in which no client has a finite loss.
+      Tiers in ascending order, without those in which no client has a finite loss; none where
+      there are no ranks.
     """
-    config = self.config
-    clients = self._held_out()
-    bounds = _tiers(config.min_rank, config.max_rank)
-    process = hetlora_tff.build_hetlora_eval_process(self.model, self.lora_config, tiers=bounds)
-    weights = tff.learning.models.ModelWeights(adapters, ())
-    state = process.set_model_weights(process.initialize(), weights)
-    ranks = self._draw_ranks(sorted(clients), [config.seed, _HELD_OUT_RANKS])
+    if self.lora_config is None:
+      return []
+    config, clients = self.config, self._held_out()
+    bounds = tier_bounds(config)
+    carries = isinstance(next(iter(adapters.values())), lora.CorrectedFactors)
+    process = hetlora_tff.build_hetlora_eval_process(
+      self.model, self.lora_config, tiers=bounds, carries_residual=carries
+    )
+    layout = AdapterLayout(self.shapes, self.lora_config, carries_residual=carries)
+    state = process.set_model_weights(process.initialize(), layout.weights(adapters))
+    ranks = self._ranks(clients, [config.seed, _HELD_OUT_RANKS], 'draw')
     data = []
     for client, rank in zip(sorted(clients), ranks, strict=True):
       examples = clients[client][: config.eval_examples_per_client]
@@ -162,9 +148,47 @@ class Experiment:
       if count
     ]
 
+  def flops(
+    self, cohort: Sequence[int], ranks: np.ndarray, predictions: int, sizes: MessageSizes
+  ) -> int | None:
+    """Estimated operations of a round's local training; None for a model of unknown size.
+
+    Args:
+      cohort: indices of its clients.
+      ranks: int32 `[clients]`, of all devices in that round.
+      predictions: tokens that carried loss in that round.
+      sizes: of the process.
+    """
+    config, backbone = self.config, self.base.backbone
+    try:
+      size = costs.model_size(backbone.config, ((r.name, r.shape) for r in backbone.tensors))
+    except KeyError:
+      return None
+    total = costs.client_flops(
+      size, tokens=0, predictions=predictions, sequence_length=config.sequence_length, trained=0,
+      full=self.lora_config is None,
+    )  # fmt: skip
+    for index in cohort:
+      rows = min(config.batch_size, len(self.data.train[self.client_ids[index]]))
+      trained = sizes.trained_parameters(int(ranks[index]))
+      total += costs.client_flops(
+        size,
+        tokens=config.local_steps * rows * config.sequence_length,
+        predictions=0,
+        sequence_length=config.sequence_length,
+        trained=trained,
+        frozen=sizes.held_parameters(int(ranks[index])) - trained,
+        full=self.lora_config is None,
+      )
+    return total
+
   def inputs(self) -> dict[str, str]:
     """Digests of what the configuration names but does not hold."""
-    return {'backbone_sha256': self.base.backbone.sha256, 'data_sha256': self.data.sha256}
+    digests = {'backbone_sha256': self.base.backbone.sha256, 'data_sha256': self.data.sha256}
+    if self.config.rank_file:
+      content = pathlib.Path(self.config.rank_file).read_bytes()
+      digests['rank_file_sha256'] = hashlib.sha256(content).hexdigest()
+    return digests
 
   def check_inputs(self, recorded: Mapping[str, str]) -> None:
     """Checks that a run goes on with the model and the data that it began with.
@@ -178,6 +202,7 @@ class Experiment:
     names = {
       'backbone_sha256': f'backbone {self.config.backbone}',
       'data_sha256': f'data of task {self.config.task}',
+      'rank_file_sha256': f'rank file {self.config.rank_file}',
     }
     for key, now in self.inputs().items():
       if recorded.get(key, now) != now:
@@ -203,12 +228,24 @@ class Experiment:
   def _held_out(self):
     return getattr(self.data, self.config.eval_split)
 
-  def _draw_ranks(self, client_ids: Sequence[str], seed: Any) -> np.ndarray:
-    config = self.config
-    ranks = hetlora_tff.truncated_power_law_ranks(
-      client_ids, config.min_rank, config.max_rank, exponent=config.rank_exponent, seed=seed
-    )
-    return np.array([ranks[client_id] for client_id in client_ids], np.int32)
+  def _module_shapes(self):
+    if self.lora_config is None:
+      return collections.OrderedDict()
+    try:
+      shapes = self.model.module_shapes(self.lora_config)
+    except ValueError as error:
+      raise UserError(f'--targets: {error}') from error
+    try:
+      AdapterLayout(shapes, self.lora_config)
+    except ValueError as error:
+      raise UserError(f'--rank-pattern: {error}') from error
+    return shapes
+
+  def _ranks(self, clients: Mapping[str, Sequence[Any]], seed: Any, unlisted) -> np.ndarray:
+    """Ranks of clients, in the order of their sorted ids."""
+    sizes = {client: len(examples) for client, examples in clients.items()}
+    ranks = assign_ranks(self.config, sizes, seed, unlisted=unlisted)
+    return np.array([ranks[client] for client in sorted(clients)], np.int32)
 
   def _pack(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
     if index not in self._packed:
@@ -216,17 +253,3 @@ class Experiment:
         self.data.train[self.client_ids[index]], self.base.tokenizer, self.config.sequence_length
       )
     return self._packed[index]
-
-
-def _optimizer(name: str, learning_rate: float) -> tff.learning.optimizers.Optimizer:
-  build = {
-    'adam': tff.learning.optimizers.build_adam,
-    'sgd': tff.learning.optimizers.build_sgdm,
-  }
-  return build[name](learning_rate)
-
-
-def _tiers(min_rank: int, max_rank: int) -> list[int]:
-  """Upper bounds of about four tiers, evenly spaced in the logarithm of the rank."""
-  bounds = np.geomspace(min_rank, max_rank, 5)[1:]
-  return sorted({int(bound) for bound in np.rint(bounds)} | {max_rank})

@@ -121,13 +121,14 @@ def format_perplexity(value: float) -> str:
   return f'{value:,.2f}' if value < 1000 else f'{value:,.0f}' if value < 1e7 else f'{value:.1e}'
 
 
-class _Sheet:
+class Sheet:
   """One figure with the house style: a light horizontal grid, no box, labels beside the lines."""
 
-  def __init__(self, theme: Theme, title: str, x_label: str):
+  def __init__(self, theme: Theme, title: str, x_label: str, height_inches: float = _HEIGHT_INCHES):
+    """Initializes an empty figure, as wide as a telephone shows it."""
     self.theme = theme
     self.figure = Figure(
-      figsize=(_WIDTH_INCHES, _HEIGHT_INCHES),
+      figsize=(_WIDTH_INCHES, height_inches),
       facecolor=theme.background,
       layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),
     )
@@ -142,6 +143,7 @@ class _Sheet:
     self.axes.set_axisbelow(True)
 
   def line(self, rounds: np.ndarray, values: np.ndarray, color: str, *, dots: bool) -> None:
+    """Draws a curve."""
     # Dots mark what was measured; on a line that is measured every round they only blur it.
     self.axes.plot(
       rounds,
@@ -174,9 +176,11 @@ class _Sheet:
       )
 
   def round_axis(self) -> None:
+    """Puts whole numbers on the horizontal axis."""
     self.axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
 
   def png(self) -> bytes:
+    """Returns the figure."""
     buffer = io.BytesIO()
     # Without the metadata the bytes do not depend on the version of matplotlib's banner.
     self.figure.savefig(
@@ -197,7 +201,7 @@ def draw_loss(metrics: Table, theme: Theme = LIGHT) -> bytes | None:
   known = [entry for entry in known if len(entry[0])]
   if not known:
     return None
-  sheet = _Sheet(theme, 'Loss, nats per token', 'round')
+  sheet = Sheet(theme, 'Loss, nats per token', 'round')
   for rounds, values, _, color, dots in known:
     sheet.line(rounds, values, color, dots=dots)
   sheet.round_axis()
@@ -210,7 +214,7 @@ def draw_perplexity(metrics: Table, theme: Theme = LIGHT) -> bytes | None:
   rounds, values = measured(metrics, 'eval_perplexity')
   if not len(rounds):
     return None
-  sheet = _Sheet(theme, 'Held-out perplexity', 'round')
+  sheet = Sheet(theme, 'Held-out perplexity', 'round')
   labels = []
   if rounds[0] == 0:
     sheet.axes.axhline(values[0], color=theme.muted, linewidth=1.4, dashes=(4, 3))
@@ -234,7 +238,7 @@ def _rank_grid(ranks: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return rounds, levels, grid
 
 
-def _paint_grid(sheet: _Sheet, rounds: np.ndarray, grid: np.ndarray) -> None:
+def _paint_grid(sheet: Sheet, rounds: np.ndarray, grid: np.ndarray) -> None:
   """Paints the clients of each round and row, with a colour bar; nothing where there are none."""
   theme = sheet.theme
   shades = np.linspace(theme.ramp_ends[0], theme.ramp_ends[1], 256)
@@ -259,7 +263,7 @@ def draw_ranks(ranks: Table, theme: Theme = LIGHT) -> bytes | None:
   rounds, levels, grid = _rank_grid(ranks)
   if not grid.sum() > 0:
     return None
-  sheet = _Sheet(theme, 'Clients by rank', 'round')
+  sheet = Sheet(theme, 'Clients by rank', 'round')
   sheet.axes.grid(visible=False)
   _paint_grid(sheet, rounds, grid)
   step = -(-len(levels) // 9)
@@ -288,7 +292,7 @@ def draw_bytes(bytes_by_rank: Sequence[RankBytes], theme: Theme = LIGHT) -> byte
   rows = _thinned(bytes_by_rank)
   if not rows:
     return None
-  sheet = _Sheet(theme, 'Adapter message, per client and round', 'rank of the client')
+  sheet = Sheet(theme, 'Adapter message, per client and round', 'rank of the client')
   places = np.arange(len(rows))
   slices, padded = [np.array([row[i] for row in rows], np.float64) for i in (1, 2)]
   sheet.axes.bar(places, slices, width=0.68, color=theme.first)

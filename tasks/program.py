@@ -2,54 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program: rounds, evaluations, checkpoints and files of one run."""
 
-import asyncio
-import collections
 import pathlib
 import platform
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_federated as tff
 
 import hetlora_tff
-from hetlora_tff.adapters import peft
-from hetlora_tff.adapters.model import Adapters
-from tasks import harvest, metrics, report
+from tasks import artifacts, harvest, metrics, report, results
+from tasks.checkpoints import Checkpoints, RunState
 from tasks.config import RunConfig
 from tasks.config import from_json as config_from_json
 from tasks.console import Progress
 from tasks.errors import UserError
-from tasks.evaluator import Evaluator, rouge_l_by_client
 from tasks.experiment import Experiment
 from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, RunDirectory
 from tasks.worker import LocalWorker
 
 _ENVIRONMENT = 'environment.json'
 _BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
-_MAX_SAMPLES = 12
 _DISTRIBUTIONS = (
   'tensorflow', 'tensorflow-federated', 'tensorflow-privacy', 'keras-nlp', 'keras', 'numpy',
   'hetlora-tff',
 )  # fmt: skip
-
-
-class RunState(NamedTuple):
-  """What a checkpoint holds, and all that a round needs from the one before.
-
-  Attributes:
-    round_number: rounds done.
-    learning: the process's state at the server.
-    ranks: int32 `[clients]`: every device's rank.
-  """
-
-  round_number: int
-  learning: Any
-  ranks: np.ndarray
 
 
 def train(
@@ -73,7 +51,8 @@ def train(
       state = run.start(resume)
       for _ in range(state.round_number, config.rounds):
         state = run.one_round(state)
-      tiers = experiment.evaluate_tiers(process.get_model_weights(state.learning))
+      parameters = artifacts.as_arrays(process.get_model_weights(state.learning))
+      tiers = experiment.evaluate_tiers(parameters)
     return run.finish(state, tiers, command)
 
 
@@ -92,9 +71,7 @@ class _Run:
     self._directory = directory
     self._progress = progress
     self._evaluator = experiment.evaluator()
-    self._checkpoints = tff.program.FileProgramStateManager(
-      directory.root / 'checkpoints', 'round_', keep_total=2, keep_first=False
-    )
+    self._checkpoints = Checkpoints(directory.root / 'checkpoints', progress.say)
 
   def start(self, resume: bool) -> RunState:
     """The untuned base, measured; or the last good checkpoint."""
@@ -126,7 +103,11 @@ class _Run:
     seconds = time.monotonic() - started
     ranks = state.ranks.copy()
     ranks[cohort] = [int(device['rank']) for device in output.device_state]
-    row = _round_metrics(output.metrics['client_work'], self._process, state.ranks[cohort])
+    row = results.round_row(output.metrics, self._process.sizes, state.ranks[cohort])
+    predictions = int(output.metrics['client_work']['predictions'])
+    row['client_flops'] = self._experiment.flops(
+      cohort, state.ranks, predictions, self._process.sizes
+    )
     row['round_seconds'] = round(seconds, 3)
     state = RunState(number, output.state, ranks)
     self._progress.show_round(number, row, state.ranks[cohort])
@@ -140,55 +121,36 @@ class _Run:
   def finish(
     self, state: RunState, tiers: list[dict[str, Any]], command: list[str]
   ) -> dict[str, Any]:
-    """Writes adapters, summary, samples, plots and report."""
+    """Writes model, summary, samples, plots and report."""
     experiment, directory = self._experiment, self._directory
-    architecture = experiment.base.backbone.class_name
-    names = peft.save_peft_adapter(
-      directory.root / 'adapter',
-      _as_factors(self._process.get_model_weights(state.learning)),
-      experiment.lora_config,
-      architecture=architecture,
-      num_heads=experiment.base.backbone.num_heads,
-    )
-    if names != peft.HUGGING_FACE_NAMES:
+    self._progress.say_busy('writing the model')
+    names = artifacts.save(directory.root, experiment, self._parameters(state))
+    if names == artifacts.OWN_NAMES:
       self._progress.say(
-        f'adapter/ keeps our own module names: {architecture} or one of the targets has no known '
-        'counterpart in Hugging Face.'
+        f'adapter/ keeps our own module names: {experiment.base.backbone.class_name} or one of the '
+        'targets has no known counterpart in Hugging Face.'
       )
     base, final = directory.read_json(_BASE), self._final_evaluation(state)
-    summary = summarize(base, final)
+    summary = results.summarize(base, final)
     summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
-    summary['bytes_by_rank'] = _bytes_by_rank(self._process, experiment.initial_ranks)
+    summary['bytes_by_rank'] = results.bytes_by_rank(self._process.sizes, experiment.initial_ranks)
     summary['adapter_names'] = names
     summary['command'] = shlex.join(command)
     directory.write_json('summary.json', summary)
-    directory.write_json('samples.json', _samples(base['written'], final['written']))
+    directory.write_json('samples.json', results.samples(base['written'], final['written']))
     report.write_run_report(directory.root)
     return summary
 
+  def _parameters(self, state: RunState) -> Any:
+    return artifacts.as_arrays(self._process.get_model_weights(state.learning))
+
   def _restore(self, initial: RunState) -> RunState | None:
-    folder = self._directory.root / 'checkpoints'
-    for draft in folder.glob('round_*_temp*'):  # A kill came while TFF was writing it.
-      shutil.rmtree(draft, ignore_errors=True)
-    versions = asyncio.run(self._checkpoints.get_versions()) or []
-    unreadable = []
-    for version in sorted(versions, reverse=True):
-      path = folder / f'round_{version}'
-      try:
-        state = asyncio.run(self._checkpoints.load(version, initial))
-        state = RunState(int(state.round_number), state.learning, np.array(state.ranks, np.int32))
-      except Exception as error:  # a torn checkpoint fails in whatever way its bytes do
-        self._progress.say(f'{path} cannot be read ({type(error).__name__}); trying an older one.')
-        unreadable.append(path)
-        continue
-      for path in unreadable:  # Its round will be saved again under its name.
-        path.rename(path.with_name(f'unreadable_{path.name}_{time.time_ns()}'))
-      return state
-    if versions:
-      raise UserError(f'--resume: no checkpoint in {folder} can be read.')
-    if self._directory.last_round('metrics.csv'):
-      raise UserError(f'--resume: the checkpoints in {folder} are gone; start a new run.')
-    return None
+    state = self._checkpoints.restore(initial)
+    if state is None and self._directory.last_round('metrics.csv'):
+      raise UserError(
+        f'--resume: the checkpoints in {self._directory.root} are gone; start a new run.'
+      )
+    return state
 
   def _final_evaluation(self, state: RunState) -> dict[str, Any]:
     """What the last round measured; measured now if a resumed run had no round left to do."""
@@ -202,9 +164,8 @@ class _Run:
     """Held-out losses and, with `write`, RougeL of decoded text, kept as a file."""
     self._progress.say_busy('evaluating on held-out clients')
     started = time.monotonic()
-    adapters = _as_factors(self._process.get_model_weights(state.learning))
     evaluation: dict[str, Any] = {'round': state.round_number}
-    evaluation |= evaluate(self._evaluator, adapters, write=write)
+    evaluation |= results.evaluate(self._evaluator, self._parameters(state), write=write)
     evaluation['seconds'] = round(time.monotonic() - started, 3)
     if write:
       self._directory.write_json(_FINAL if state.round_number else _BASE, evaluation)
@@ -222,7 +183,8 @@ class _Run:
       row['eval_seconds'] = evaluation['seconds']
       self._progress.show_evaluation(state.round_number, evaluation)
     self._directory.append_rows('metrics.csv', METRIC_COLUMNS, [row])
-    ranks, clients = np.unique(state.ranks, return_counts=True)
+    held = state.ranks if self._process.layout else []
+    ranks, clients = np.unique(held, return_counts=True)
     self._directory.append_rows(
       'ranks.csv',
       RANK_COLUMNS,
@@ -231,140 +193,26 @@ class _Run:
         for rank, number in zip(ranks.tolist(), clients.tolist(), strict=True)
       ],
     )
-    try:
-      asyncio.run(self._checkpoints.save(state, state.round_number))
-    except tf.errors.OpError as error:
-      reason = (error.message or type(error).__name__).splitlines()[0]
-      raise UserError(
-        f'Cannot save round {state.round_number} to {self._directory.root}/checkpoints: {reason}; '
-        'earlier rounds are kept.'
-      ) from error
-
-
-def evaluate(evaluator: Evaluator, adapters: Adapters, *, write: bool) -> dict[str, Any]:
-  """Held-out loss and perplexity, by client and pooled; with `write` also text and RougeL."""
-  losses = evaluator.losses(adapters)
-  perplexity = metrics.pooled_perplexity(losses)
-  result: dict[str, Any] = {
-    'loss': float(np.log(perplexity)),
-    'perplexity': perplexity,
-    'clients': [
-      {'client': client, 'loss': float(loss), 'tokens': int(count)}
-      for client, loss, count in zip(*losses, strict=True)
-    ],
-    'written': [],
-  }
-  written = evaluator.write(adapters) if write else []
-  if written:
-    by_client = rouge_l_by_client(written)
-    result['rouge_l'] = metrics.mean_interval(list(by_client.values())).mean
-    result['rouge_l_by_client'] = by_client
-    result['written'] = [w._asdict() for w in written]
-  return result
+    self._checkpoints.save(state)
 
 
 def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the adapters of a finished run against its base; writes `evaluation.json`.
+  """Evaluates what a finished run has made against its base; writes `evaluation.json`.
 
   Raises:
     UserError: if the directory holds no finished run, or its files cannot be used.
   """
-  if not (path / 'adapter').is_dir():
-    raise UserError(f'{path} holds no finished run (no adapter/).')
+  if not artifacts.exist(path):
+    raise UserError(f'{path} holds no finished run (no {artifacts.ADAPTER}/).')
   with RunDirectory(path, resume=True) as directory, Progress() as progress:
     experiment = Experiment(config_from_json(path / 'config.json'))
     _check_inputs(experiment, directory)
-    try:
-      adapters = peft.load_peft_adapter(path / 'adapter').factors
-      experiment.check_adapters(adapters)
-    except ValueError as error:
-      raise UserError(str(error)) from error
     progress.say('Evaluating on held-out clients ...')
-    evaluator = experiment.evaluator()
-    zeros = collections.OrderedDict(
-      (name, hetlora_tff.LoraFactors(f.a, np.zeros_like(f.b))) for name, f in adapters.items()
-    )
-    base = evaluate(evaluator, zeros, write=True)
-    summary = summarize(base, evaluate(evaluator, adapters, write=True))
+    base = results.evaluate(*artifacts.untuned(experiment), write=True)
+    final = results.evaluate(*artifacts.load(path, experiment), write=True)
+    summary = results.summarize(base, final)
     directory.write_json('evaluation.json', summary)
   return summary
-
-
-def summarize(base: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Any]:
-  """Before, after and the paired change over the same held-out clients."""
-  summary: dict[str, Any] = {
-    name: {key: result[key] for key in ('perplexity', 'loss', 'rouge_l') if key in result}
-    for name, result in (('base', base), ('final', final))
-  }
-  change = metrics.paired_relative_interval(_client_losses(base), _client_losses(final))
-  summary['relative_perplexity_change'] = {**change._asdict(), 'clients': len(final['clients'])}
-  summary['clients'] = len(final['clients'])
-  if 'rouge_l' in final:
-    before, after = base['rouge_l_by_client'], final['rouge_l_by_client']
-    gains = [after[client] - before[client] for client in after]
-    summary['rouge_l_change'] = {
-      **metrics.mean_interval(gains)._asdict(),
-      'clients': len(gains),
-    }
-  return summary
-
-
-def _client_losses(evaluation: Mapping[str, Any]) -> metrics.ClientLosses:
-  clients = evaluation['clients']
-  return metrics.ClientLosses(
-    tuple(c['client'] for c in clients),
-    np.array([c['loss'] for c in clients]),
-    np.array([c['tokens'] for c in clients], np.float64),
-  )
-
-
-def _round_metrics(
-  sums: Mapping[str, Any], process: hetlora_tff.HetLoraProcess, ranks: np.ndarray
-) -> dict[str, Any]:
-  predictions = float(sums['predictions'])
-  return {
-    'train_loss': float(sums['loss']) / predictions if predictions else '',
-    'upload_bytes': sum(process.upload_bytes(int(rank)) for rank in ranks),
-    'download_bytes': sum(process.download_bytes(int(rank)) for rank in ranks),
-    'cohort_clients': int(sums['clients']),
-    'pruned_clients': int(sums['pruned_clients']),
-    'non_finite_clients': int(sums['non_finite_clients']),
-    'mean_rank': round(float(ranks.mean()), 3),
-    'trained_parameters': int(sums['trained_parameters']),
-  }
-
-
-def _bytes_by_rank(process: hetlora_tff.HetLoraProcess, ranks: np.ndarray) -> list[dict[str, int]]:
-  return [
-    {
-      'rank': rank,
-      'slice_bytes': process.slice_bytes(rank),
-      'padded_bytes': process.upload_bytes(rank),
-    }
-    for rank in sorted({int(rank) for rank in ranks})
-  ]
-
-
-def _samples(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
-  pairs = list(zip(before, after, strict=True))[:_MAX_SAMPLES]
-  return [
-    {
-      'client': new['client'],
-      'source': new['source'],
-      'reference': new['reference'],
-      'base': old['prediction'],
-      'tuned': new['prediction'],
-    }
-    for old, new in pairs
-  ]
-
-
-def _as_factors(adapters: Mapping[str, Any]) -> Adapters:
-  """The adapters as NumPy arrays, whatever container the runtime returned."""
-  return collections.OrderedDict(
-    (path, hetlora_tff.LoraFactors(np.asarray(factors.a), np.asarray(factors.b)))
-    for path, factors in adapters.items()
-  )
 
 
 def _check_inputs(experiment: Experiment, directory: RunDirectory) -> None:

@@ -2,17 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run: one HTML file that needs no network, script or other file."""
 
-import base64
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-
-from tasks import plots
+from tasks import page, plots
 from tasks.files import replace_file
 
 _TEMPLATE = 'run_report.html'
@@ -50,36 +46,13 @@ def _read_json(path: pathlib.Path, kind: type, required: bool = False) -> Any:
   return content
 
 
-def _number(value: Any) -> float | None:
-  """Returns a finite number, or None for anything else: files of other versions may lack it."""
-  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-    return None
-  return float(value)
-
-
 def _fields(record: Any, *names: str) -> list[float | None]:
   record = record if isinstance(record, Mapping) else {}
-  return [_number(record.get(name)) for name in names]
+  return [page.number(record.get(name)) for name in names]
 
 
 def _records(value: Any) -> list[Mapping[str, Any]]:
   return [x for x in value if isinstance(x, Mapping)] if isinstance(value, list) else []
-
-
-def _signed(value: float, decimals: int) -> str:
-  return f'{value:+.{decimals}f}'.replace('-', '\N{MINUS SIGN}')
-
-
-def _percent(fraction: float) -> str:
-  return f'{_signed(100 * fraction, 1)}\N{NO-BREAK SPACE}%'
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 120:
-    return f'{seconds:.3g} s'
-  if seconds < 7200:
-    return f'{seconds / 60:.3g} min'
-  return f'{seconds / 3600:.3g} h'
 
 
 def _perplexities(summary: Mapping, metrics: plots.Table) -> tuple[float | None, float | None]:
@@ -106,9 +79,9 @@ def _interval_note(summary: Mapping, key: str, form: Any) -> str:
 
 
 def _perplexity_note(summary: Mapping, before: float | None, after: float | None) -> str:
-  note = _interval_note(summary, 'relative_perplexity_change', _percent)
+  note = _interval_note(summary, 'relative_perplexity_change', page.percent_change)
   if not note and before and after:
-    note = _percent(after / before - 1)
+    note = page.percent_change(after / before - 1)
   return note
 
 
@@ -137,7 +110,7 @@ def _tiles(summary: Mapping, metrics: plots.Table) -> list[_Tile]:
   rouge = [_fields(summary.get(key), 'rouge_l')[0] for key in ('base', 'final')]
   known = [f'{x:.3f}' for x in rouge if x is not None]
   if known:
-    note = _interval_note(summary, 'rouge_l_change', lambda x: _signed(x, 3))
+    note = _interval_note(summary, 'rouge_l_change', lambda x: page.signed(x, 3))
     tiles.append(_Tile('RougeL of decoded text', arrow.join(known), note))
   moved = [plots.measured(metrics, name)[1].sum() for name in ('download_bytes', 'upload_bytes')]
   if any(moved):
@@ -147,46 +120,14 @@ def _tiles(summary: Mapping, metrics: plots.Table) -> list[_Tile]:
     )
   seconds = plots.measured(metrics, 'round_seconds')[1]
   if len(seconds):
-    note = f'{_duration(float(seconds.mean()))} a round on the simulating machine'
-    tiles.append(_Tile('Time of all rounds', _duration(float(seconds.sum())), note))
+    note = f'{page.duration(float(seconds.mean()))} a round on the simulating machine'
+    tiles.append(_Tile('Time of all rounds', page.duration(float(seconds.sum())), note))
   return tiles
 
 
-def _data_uri(png: bytes) -> str:
-  return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
-
-
-def _figures(directory: pathlib.Path, sizes: Sequence[plots.RankBytes]) -> list[dict[str, str]]:
+def _figures(directory: pathlib.Path, sizes: Sequence[plots.RankBytes]) -> list[page.Figure]:
   light = {name: path.read_bytes() for name, path in plots.write_plots(directory, sizes).items()}
-  dark = plots.draw_run(directory, sizes, plots.DARK)
-  return [
-    {
-      'name': name,
-      'caption': _CAPTIONS[name],
-      'light': _data_uri(image),
-      'dark': _data_uri(dark[name]),
-    }
-    for name, image in light.items()
-  ]
-
-
-def _value_text(value: Any) -> str:
-  if isinstance(value, str):
-    return value
-  if isinstance(value, list) and not any(isinstance(x, list | dict) for x in value):
-    return ', '.join(map(_value_text, value))
-  return json.dumps(value, ensure_ascii=False)
-
-
-def _flat(record: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Returns (name, value) pairs, with nested names joined by dots."""
-  pairs: list[tuple[str, str]] = []
-  for name, value in record.items():
-    if isinstance(value, Mapping) and value:
-      pairs += _flat(value, f'{prefix}{name}.')
-    else:
-      pairs.append((f'{prefix}{name}', _value_text(value)))
-  return pairs
+  return page.figures(light, plots.draw_run(directory, sizes, plots.DARK), _CAPTIONS)
 
 
 def _excerpt(text: Any) -> str:
@@ -201,22 +142,15 @@ def _samples(path: pathlib.Path) -> list[dict[str, str]]:
   return [{x: _excerpt(row.get(x)) for x in names} for row in _records(_read_json(path, list))]
 
 
-def _column(values: Sequence[float | None]) -> list[str]:
-  known = [x for x in values if x is not None]
-  largest = max(map(abs, known))
-  decimals = 0 if all(x.is_integer() for x in known) else 3 if largest < 1000 else 1
-  return ['' if x is None else f'{x:,.{decimals}f}' for x in values]
-
-
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
   """Returns a table of the named columns that any row has, or None without any."""
-  columns = {name: [_number(row.get(name)) for row in rows] for name in names}
+  columns = {name: [page.number(row.get(name)) for row in rows] for name in names}
   columns = {name: values for name, values in columns.items() if set(values) - {None}}
   if not columns:
     return None
   return {
     'names': [name.replace('_', ' ') for name in columns],
-    'rows': list(zip(*map(_column, columns.values()), strict=True)),
+    'rows': list(zip(*map(page.column, columns.values()), strict=True)),
   }
 
 
@@ -239,7 +173,7 @@ def _rank_bytes(summary: Mapping) -> list[plots.RankBytes]:
 
 def _title(config: Mapping, metrics: plots.Table) -> dict[str, Any]:
   last = metrics['round'][-1] if len(metrics['round']) else 0
-  planned = _number(config.get('rounds'))
+  planned = page.number(config.get('rounds'))
   rounds = f'{last:.0f}'
   if planned is not None and planned != last:
     rounds += f' of {planned:.0f}'
@@ -247,9 +181,9 @@ def _title(config: Mapping, metrics: plots.Table) -> dict[str, Any]:
   facts += [('rounds', rounds), ('clients per round', config.get('clients_per_round'))]
   facts += [('largest rank', config.get('max_rank'))]
   return {
-    'task': _value_text(config.get('task', 'run')),
-    'method': _value_text(config.get('method', '')),
-    'facts': [(name, _value_text(value)) for name, value in facts if value is not None],
+    'task': page.value_text(config.get('task', 'run')),
+    'method': page.value_text(config.get('method', '')),
+    'facts': [(name, page.value_text(value)) for name, value in facts if value is not None],
   }
 
 
@@ -260,11 +194,8 @@ def _render(directory: pathlib.Path) -> str:
   environment = _read_json(directory / 'environment.json', dict)
   samples = _samples(directory / 'samples.json')
   tier_names = ('rank_up_to', 'clients', 'base_perplexity', 'loss', 'perplexity', 'rouge_l')
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates')
-  templates = jinja2.Environment(
-    loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-  )
-  return templates.get_template(_TEMPLATE).render(
+  return page.render(
+    _TEMPLATE,
     title=_title(config, metrics),
     headline=_headline(summary, metrics),
     tiles=_tiles(summary, metrics),
@@ -272,12 +203,12 @@ def _render(directory: pathlib.Path) -> str:
     samples=samples,
     tiers=_table(_records(summary.get('tiers')), tier_names),
     rounds=_rounds_table(metrics),
-    config=_flat(config),
-    environment=_flat(environment),
+    config=page.flat(config),
+    environment=page.flat(environment),
     private=config.get('privacy') not in (None, 'none'),
     has_rouge=_fields(summary.get('final'), 'rouge_l')[0] is not None,
     has_interval=_fields(summary.get('relative_perplexity_change'), 'low')[0] is not None,
-    command=_value_text(summary.get('command') or ''),
+    command=page.value_text(summary.get('command') or ''),
   )
 
 

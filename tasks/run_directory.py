@@ -29,6 +29,8 @@ METRIC_COLUMNS = (
   'non_finite_clients',
   'mean_rank',
   'trained_parameters',
+  'client_flops',
+  'deviation_from_exact',
   'eval_seconds',
 )
 RANK_COLUMNS = ('round', 'rank', 'clients')

@@ -68,6 +68,11 @@ class Tokenizer:
       raise ValueError(f'separator {separator!r} has no tokens; give it some text.')
 
   @property
+  def keras_tokenizer(self) -> Any:
+    """The keras-nlp tokenizer itself."""
+    return self._tokenizer
+
+  @property
   def vocabulary_size(self) -> int:
     """The number of token ids."""
     return int(self._tokenizer.vocabulary_size())

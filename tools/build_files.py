@@ -150,7 +150,7 @@ def build_file(root: pathlib.Path, directory: pathlib.Path) -> str:
   """
   top = directory.relative_to(root).parts[0]
   modules = sorted(directory.glob('*.py'))
-  data = [d for d in ('assets', 'templates') if (directory / d).is_dir()]
+  data = [d for d in ('assets', 'suites', 'templates') if (directory / d).is_dir()]
   parts = [_HEADER]
   if any(_is_test(path) for path in modules):
     parts.append('load("//tools:py_test.bzl", "py_test")\n')

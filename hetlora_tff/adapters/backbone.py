@@ -5,9 +5,11 @@
 A backbone directory holds `manifest.json` and one raw little-endian file per tensor. `build`
 creates the Keras model with every variable initialised by a memory-mapped constant, in eager mode
 or inside any graph: a graph then carries file names, not weights, and all clients and workers of a
-machine share one copy in the page cache.
+machine share one copy in the page cache. `merged` writes what training made of a backbone as a
+directory of its own.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -16,7 +18,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras_nlp
@@ -45,14 +47,15 @@ class _TensorRecord:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenBackbone:
-  """A verified backbone directory; make one with `save` or `load`.
+  """A verified backbone directory; make one with `save`, `merged` or `load`.
 
   Attributes:
     directory: absolute path of the directory; graphs built from it name files in it.
     class_name: the keras-nlp class, for example `'GPT2Backbone'`.
     config: the arguments of that class.
-    dtype: how the tensors are stored. The model computes in float32 whatever it is; a tensor
-      stored in another type is widened when it is built, which costs a copy.
+    dtype: how `save` stored the tensors; what `merged` has replaced is float32. The model computes
+      in float32 whatever it is; a tensor stored in another type is widened when it is built, which
+      costs a copy.
     tensors: the stored tensors in creation order.
   """
 
@@ -79,23 +82,41 @@ class FrozenBackbone:
     """
     if dtype not in _DTYPES:
       raise ValueError(f'`dtype` must be one of {", ".join(_DTYPES)}, got {dtype!r}.')
-    target = pathlib.Path(directory).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-      raise BackboneError(f'{target} exists and is not an empty directory; choose another.')
-    try:
-      target.parent.mkdir(parents=True, exist_ok=True)
-      staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
-    except OSError as error:
-      raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
-    try:
+    with _staged(directory) as staging:
       _write(backbone, staging, dtype)
-      staging.chmod(0o755)
-      os.replace(staging, target)
-    except OSError as error:
-      raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
-    finally:
-      shutil.rmtree(staging, ignore_errors=True)
-    return cls.load(target)
+    return cls.load(directory)
+
+  def merged(
+    self, directory: str | os.PathLike, changes: Mapping[str, np.ndarray]
+  ) -> 'FrozenBackbone':
+    """Writes a copy in which some tensors are replaced, all of it or nothing.
+
+    The replaced tensors are stored in float32 whatever `dtype` is: rounding them would lose what
+    training has changed. The others are copied as they are.
+
+    Args:
+      directory: where to; must not exist or be empty.
+      changes: the new value of each replaced tensor by the name that `weight_names` gives it.
+
+    Raises:
+      BackboneError: if the directory is in use or cannot be written.
+      ValueError: if there is no such tensor, or a value has another shape or is not finite.
+    """
+    values = {name: np.asarray(value, np.float32) for name, value in changes.items()}
+    self._check(values)
+    with _staged(directory) as staging:
+      (staging / 'tensors').mkdir()
+      written = []
+      for place, (name, old) in enumerate(zip(self.weight_names, self.tensors, strict=True)):
+        if name in values:
+          record = _write_tensor(staging, place, old.name, values[name], 'float32')
+        else:
+          record = dataclasses.replace(old, file=_tensor_file(place))
+          data = pathlib.Path(self.directory, old.file).read_bytes()
+          _write_synced(staging / record.file, data)
+        written.append(record)
+      _write_manifest(staging, self.class_name, self.config, self.dtype, written)
+    return self.load(directory)
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> 'FrozenBackbone':
@@ -127,7 +148,13 @@ class FrozenBackbone:
     Raises:
       BackboneError: if this keras-nlp creates other variables than those stored.
     """
-    records = iter(self.tensors)
+    return self.build_with_variables()[0]
+
+  def build_with_variables(
+    self,
+  ) -> tuple[tf.keras.Model, collections.OrderedDict[str, tf.Variable]]:
+    """As `build`, and the model's variables under `weight_names`."""
+    records, variables = iter(self.tensors), []
     misfit = BackboneError(f'{self.directory} does not fit {self.class_name} of this keras-nlp.')
 
     def creator(next_creator, **kwargs):
@@ -137,7 +164,8 @@ class FrozenBackbone:
       if record is None or kwargs.get('shape', record.shape) not in (None, record.shape):
         raise misfit
       kwargs.update(initial_value=self._constant(record), trainable=False, shape=None)
-      return next_creator(**kwargs)
+      variables.append(next_creator(**kwargs))
+      return variables[-1]
 
     with tf.variable_creator_scope(creator):
       backbone = _create(self.class_name, self.config)
@@ -145,7 +173,24 @@ class FrozenBackbone:
     built = sorted(tuple(w.shape) for w in backbone.weights)
     if built != sorted(r.shape for r in self.tensors) or next(records, None) is not None:
       raise misfit
-    return backbone
+    return backbone, collections.OrderedDict(zip(self.weight_names, variables, strict=True))
+
+  def weights(self) -> collections.OrderedDict[str, tf.Tensor]:
+    """The mapped tensors as float32 under `weight_names`, in the current graph or eagerly."""
+    return collections.OrderedDict(
+      (name, self._constant(record))
+      for name, record in zip(self.weight_names, self.tensors, strict=True)
+    )
+
+  @property
+  def weight_names(self) -> tuple[str, ...]:
+    """A name for each of `tensors`, the same in every copy that `merged` makes.
+
+    Keras gives several variables of a decoder layer one name; the place in front tells them apart.
+    """
+    return tuple(
+      f'{place:04d}/{record.name.partition(":")[0]}' for place, record in enumerate(self.tensors)
+    )
 
   @property
   def num_heads(self) -> int | None:
@@ -172,6 +217,16 @@ class FrozenBackbone:
       dtype=tf.as_dtype(record.dtype), shape=record.shape, memory_region_name=path
     )
     return tf.cast(mapped, tf.float32)
+
+  def _check(self, values: Mapping[str, np.ndarray]) -> None:
+    shapes = {n: r.shape for n, r in zip(self.weight_names, self.tensors, strict=True)}
+    for name, value in values.items():
+      if name not in shapes:
+        raise ValueError(f'{self.directory} has no tensor {name!r}.')
+      if value.shape != shapes[name]:
+        raise ValueError(f'{name} must have shape {shapes[name]}, got {value.shape}.')
+      if not np.isfinite(value).all():
+        raise ValueError(f'{name} has a value that is not finite.')
 
 
 @contextlib.contextmanager
@@ -229,11 +284,50 @@ def _write(backbone: tf.keras.Model, directory: pathlib.Path, dtype: str) -> Non
   records = []
   for number, variable in enumerate(created):
     weight = backbone.weights[position[id(variable)]]
-    file = f'tensors/{number:04d}.bin'
-    data = tf.cast(weight, dtype).numpy().tobytes()
-    _write_synced(directory / file, data)
-    digest = hashlib.sha256(data).hexdigest()
-    records.append(_TensorRecord(weight.name, file, tuple(weight.shape), dtype, digest))
+    records.append(_write_tensor(directory, number, weight.name, weight, dtype))
+  _write_manifest(directory, class_name, config, dtype, records)
+
+
+@contextlib.contextmanager
+def _staged(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A directory beside the target to write into; it becomes the target if nothing fails."""
+  target = pathlib.Path(directory).absolute()
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise BackboneError(f'{target} exists and is not an empty directory; choose another.')
+  staging = None
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    yield staging
+    staging.chmod(0o755)
+    os.replace(staging, target)
+  except OSError as error:
+    raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
+  finally:
+    if staging is not None:
+      shutil.rmtree(staging, ignore_errors=True)
+
+
+def _tensor_file(place: int) -> str:
+  return f'tensors/{place:04d}.bin'
+
+
+def _write_tensor(
+  directory: pathlib.Path, place: int, name: str, value: Any, dtype: str
+) -> _TensorRecord:
+  file = _tensor_file(place)
+  data = tf.cast(value, dtype).numpy().tobytes()
+  _write_synced(directory / file, data)
+  return _TensorRecord(name, file, tuple(value.shape), dtype, hashlib.sha256(data).hexdigest())
+
+
+def _write_manifest(
+  directory: pathlib.Path,
+  class_name: str,
+  config: dict[str, Any],
+  dtype: str,
+  records: list[_TensorRecord],
+) -> None:
   manifest = {
     'format': _FORMAT,
     'class': class_name,

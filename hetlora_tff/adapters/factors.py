@@ -26,17 +26,34 @@ class LoraFactors(NamedTuple):
   b: tf.Tensor
 
 
-def truncate(factors: LoraFactors, rank) -> LoraFactors:
+class CorrectedFactors(NamedTuple):
+  """Factors beside a dense correction of the frozen weight: `W + residual + scaling * b @ a`.
+
+  Attributes:
+    a: `[rank, d_in]`, float32.
+    b: `[d_out, rank]`, float32.
+    residual: `[d_out, d_in]`, float32; what earlier rounds merged, scaling included.
+  """
+
+  a: tf.Tensor
+  b: tf.Tensor
+  residual: tf.Tensor
+
+
+Factors = LoraFactors | CorrectedFactors
+
+
+def truncate(factors: Factors, rank) -> Factors:
   """Keeps the first `rank` rows of `a` and columns of `b` (HetLoRA, Sec. 3.2, distribution).
 
   Args:
-    factors: factors of rank `R`.
+    factors: factors of rank `R`; a residual stays as it is.
     rank: int or int32 scalar tensor; above `R` nothing is cut.
 
   Returns:
-    `LoraFactors(a[:rank, :], b[:, :rank])`.
+    `a[:rank, :]` and `b[:, :rank]`.
   """
-  return LoraFactors(factors.a[:rank, :], factors.b[:, :rank])
+  return factors._replace(a=factors.a[:rank, :], b=factors.b[:, :rank])
 
 
 def pad(factors: LoraFactors, max_rank: int) -> LoraFactors:

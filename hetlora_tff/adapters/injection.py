@@ -73,7 +73,7 @@ def inject_lora(
   Args:
     backbone: a built keras-nlp backbone (or any functional model of composite layers).
     config: ranks, scale and targets.
-    create_variables: whether the layers get trainable factors of rank `config.max_rank`; without,
+    create_variables: whether the layers get trainable factors of the config's ranks; without,
       bind factors before each call.
     seed: seed of the Gaussian factors, mixed with each path; None takes `config.init_seed`.
 
@@ -94,7 +94,7 @@ def inject_lora(
       layer = _wrap(site, config.scaling)
       if create_variables:
         seed_here = config.init_seed if seed is None else seed
-        layer.create_variables(config.max_rank, _seed_for(site.path, seed_here))
+        layer.create_variables(config.module_rank(site.path), _seed_for(site.path, seed_here))
       adapters[site.path] = by_layer[id(site.layer)] = layer
   done = []
   try:

@@ -8,7 +8,7 @@ A `LoraLayer` takes the place of its base layer and computes (Hu et al. 2021, ar
 
 with `a [rank, d_in]` and `b [d_out, rank]`. The product `b @ a` is never formed. The factors are
 the layer's own variables (`create_variables`) or tensors lent by the caller (`bind`), whose rank
-may be known only at run time.
+may be known only at run time. Lent `CorrectedFactors` add `x @ residual^T`, too.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import tensorflow as tf
 
 from hetlora_tff.adapters import factors as factors_lib
 
+CorrectedFactors = factors_lib.CorrectedFactors
+Factors = factors_lib.Factors
 LoraFactors = factors_lib.LoraFactors
 
 
@@ -27,7 +29,7 @@ class _Binding:
   """Holds lent tensors where Keras does not track them."""
 
   def __init__(self):
-    self.factors: LoraFactors | None = None
+    self.factors: Factors | None = None
 
 
 class LoraLayer(tf.keras.layers.Layer):
@@ -106,7 +108,7 @@ class LoraLayer(tf.keras.layers.Layer):
       trainable=True,
     )
 
-  def bind(self, factors: LoraFactors | None) -> None:
+  def bind(self, factors: Factors | None) -> None:
     """Lends the layer factors to use instead of its variables.
 
     Works eagerly and inside graphs, functions and loops. Gradients flow to the bound tensors. A
@@ -114,19 +116,21 @@ class LoraLayer(tf.keras.layers.Layer):
     `bound`.
 
     Args:
-      factors: `a [rank, d_in]`, `b [d_out, rank]`, float32, the rank static or not; None goes
-        back to the variables, or to the plain base where there are none.
+      factors: `a [rank, d_in]`, `b [d_out, rank]` and perhaps `residual [d_out, d_in]`, float32,
+        the rank static or not; None goes back to the variables, or to the plain base where there
+        are none.
 
     Raises:
       ValueError: if shape or dtype do not fit this layer.
     """
     if factors is not None:
-      factors = LoraFactors(*(tf.convert_to_tensor(factor) for factor in factors))
+      kind = CorrectedFactors if len(factors) == 3 else LoraFactors
+      factors = kind(*(tf.convert_to_tensor(factor) for factor in factors))
       self._check(factors)
     self._binding.factors = factors
 
   @property
-  def factors(self) -> LoraFactors | None:
+  def factors(self) -> Factors | None:
     """The factors that a call uses now: the bound ones, else the variables, else None."""
     if self._binding.factors is not None:
       return self._binding.factors
@@ -148,39 +152,48 @@ class LoraLayer(tf.keras.layers.Layer):
       return self.base(inputs)
     if _is_linear(self.base.activation):
       outputs = self.base(inputs)
-      return outputs + self._low_rank(inputs, factors, outputs)
+      return outputs + self._update(inputs, factors, outputs)
     outputs = self._base_linear(tf.cast(inputs, self.base.compute_dtype))
-    return self.base.activation(outputs + self._low_rank(inputs, factors, outputs))
+    return self.base.activation(outputs + self._update(inputs, factors, outputs))
 
   def compute_output_shape(self, input_shape):
     """The base's output shape."""
     return self.base.compute_output_shape(input_shape)
 
-  def kernel_update(self, factors: LoraFactors) -> tf.Tensor:
-    """The dense update `scaling * b @ a` in the layout of the base's kernel, to merge it.
+  def kernel_update(self, factors: Factors) -> tf.Tensor:
+    """The dense update `residual + scaling * b @ a` in the kernel's layout, to merge it.
 
     Args:
-      factors: factors of any rank.
+      factors: factors of any rank, with a residual or without.
 
     Returns:
       A float32 tensor of the kernel's shape.
     """
+    update = self.scaling * tf.matmul(factors.b, factors.a)
+    if isinstance(factors, CorrectedFactors):
+      update += factors.residual
+    return self._as_kernel(update)
+
+  def _as_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
+    """A matrix `[d_out, d_in]` in the layout of the base's kernel."""
     raise NotImplementedError
 
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
     """The base's output before its activation."""
     raise NotImplementedError
 
-  def _low_rank(self, inputs, factors: LoraFactors, outputs) -> tf.Tensor:
-    """`scaling * (x @ a^T) @ b^T` in the shape and dtype of `outputs`."""
+  def _update(self, inputs, factors: Factors, outputs) -> tf.Tensor:
+    """`scaling * (x @ a^T) @ b^T [+ x @ residual^T]` in the shape and dtype of `outputs`."""
     # One matrix: a batched matmul would sum the factors' gradients over the batch afterwards.
     rows = tf.reshape(tf.cast(inputs, tf.float32), [-1, self.d_in])
     hidden = tf.matmul(rows, factors.a, transpose_b=True) * self.scaling
     update = tf.matmul(hidden, factors.b, transpose_b=True)
+    if isinstance(factors, CorrectedFactors):
+      update += tf.matmul(rows, factors.residual, transpose_b=True)
     return tf.cast(tf.reshape(update, tf.shape(outputs)), outputs.dtype)
 
-  def _check(self, factors: LoraFactors) -> None:
-    a, b = factors
+  def _check(self, factors: Factors) -> None:
+    a, b = factors.a, factors.b
     for name, factor in factors._asdict().items():
       if factor.dtype != tf.float32:
         raise ValueError(f'Factor `{name}` for {self.name!r} must be float32, got {factor.dtype}.')
@@ -188,6 +201,11 @@ class LoraLayer(tf.keras.layers.Layer):
       raise ValueError(f'Factor `a` for {self.name!r} must be [rank, {self.d_in}], got {a.shape}.')
     if not b.shape.is_compatible_with([self.d_out, None]):
       raise ValueError(f'Factor `b` for {self.name!r} must be [{self.d_out}, rank], got {b.shape}.')
+    if len(factors) == 3 and not factors.residual.shape.is_compatible_with([self.d_out, self.d_in]):
+      raise ValueError(
+        f'The residual for {self.name!r} must be [{self.d_out}, {self.d_in}], '
+        f'got {factors.residual.shape}.'
+      )
     if a.shape.rank and b.shape.rank and not a.shape[:1].is_compatible_with(b.shape[1:]):
       raise ValueError(
         f'Factors for {self.name!r} must share their rank, got {a.shape[0]} and {b.shape[1]}.'
@@ -201,9 +219,8 @@ class LoraDense(LoraLayer):
     d_in, d_out = _kernel_shape(base)
     super().__init__(base, scaling, d_in, d_out)
 
-  def kernel_update(self, factors: LoraFactors) -> tf.Tensor:
-    """See the base class."""
-    return self.scaling * tf.matmul(factors.a, factors.b, transpose_a=True, transpose_b=True)
+  def _as_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(matrix)
 
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
     outputs = tf.tensordot(inputs, self.base.kernel, [[-1], [0]])
@@ -237,11 +254,9 @@ class LoraEinsumDense(LoraLayer):
     self._axes = axes
     self._sizes = size
 
-  def kernel_update(self, factors: LoraFactors) -> tf.Tensor:
-    """See the base class."""
+  def _as_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
     axes, size = self._axes, self._sizes
-    product = self.scaling * tf.matmul(factors.b, factors.a)
-    unfolded = tf.reshape(product, [size[label] for label in axes.new + axes.contracted])
+    unfolded = tf.reshape(matrix, [size[label] for label in axes.new + axes.contracted])
     return tf.einsum(f'{axes.new}{axes.contracted}->{axes.kernel}', unfolded)
 
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -272,7 +287,7 @@ def wrap(base: tf.keras.layers.Layer, scaling: float) -> LoraLayer:
 
 
 @contextlib.contextmanager
-def bound(layers: Mapping[str, LoraLayer], factors: Mapping[str, LoraFactors]) -> Iterator[None]:
+def bound(layers: Mapping[str, LoraLayer], factors: Mapping[str, Factors]) -> Iterator[None]:
   """Binds factors to layers for the length of a `with` block, then restores what was bound.
 
   Args:

@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a learning process needs to know of a model: `AdapterModel`, and the causal one."""
+"""What a learning process needs to know of a model: `AdapterModel`, `FullModel`, the causal one."""
 
 import collections
 import functools
@@ -15,6 +15,7 @@ from hetlora_tff.adapters import injection, layers
 from hetlora_tff.adapters.config import LoraConfig
 
 Adapters = collections.OrderedDict[str, lora.LoraFactors]
+Weights = collections.OrderedDict[str, tf.Tensor]
 
 
 class ModuleShape(NamedTuple):
@@ -66,8 +67,38 @@ class AdapterModel(Protocol):
     ...
 
 
+FullLossFn = Callable[[Mapping[str, tf.Tensor], Any], BatchLoss]
+
+
+class FullModel(Protocol):
+  """A model all of whose weights are trained.
+
+  Attributes:
+    batch_spec: as in `AdapterModel`.
+  """
+
+  batch_spec: Any
+
+  def weight_specs(self) -> collections.OrderedDict[str, tf.TensorSpec]:
+    """Shape and type of every weight by name, in a stable order."""
+    ...
+
+  def initial_weights(self) -> Weights:
+    """The weights that training starts from, in the current graph or eagerly."""
+    ...
+
+  def build_full(self) -> FullLossFn:
+    """Creates the model in the current graph.
+
+    Returns:
+      A function of (weights, batch) that gives the batch's `BatchLoss`; `total` can be
+      differentiated once by the weights.
+    """
+    ...
+
+
 class CausalLanguageModel:
-  """Next-token prediction on a frozen causal keras-nlp backbone.
+  """Next-token prediction on a causal keras-nlp backbone: an `AdapterModel` and a `FullModel`.
 
   A batch is an `OrderedDict` of `token_ids` and `padding_mask`, int32 `[n, L]`, and
   `loss_weights`, float32 `[n, L]`: position `t` predicts token `t + 1`, and counts if its weight is
@@ -114,6 +145,69 @@ class CausalLanguageModel:
         return causal_loss(model, batch)
 
     return loss_fn
+
+  def weight_specs(self) -> collections.OrderedDict[str, tf.TensorSpec]:
+    """See `FullModel`; the names are those of the backbone's tensors."""
+    backbone = self.backbone
+    return collections.OrderedDict(
+      (name, tf.TensorSpec(record.shape, tf.float32))
+      for name, record in zip(backbone.weight_names, backbone.tensors, strict=True)
+    )
+
+  def initial_weights(self) -> Weights:
+    """See `FullModel`; mapped into memory."""
+    return self.backbone.weights()
+
+  def build_full(self) -> FullLossFn:
+    """See `FullModel`.
+
+    keras-nlp's layers compute with variables, so the weights are assigned to them and the gradients
+    by the variables are handed out as those by the weights. Both are computed together, in one
+    function: in a bare graph, too, it assigns before it reads.
+    """
+    model, variables = self.backbone.build_with_variables()
+
+    @tf.function(autograph=False)
+    def loss_and_gradients(weights, batch):
+      assign(variables, weights)
+      watched = list(variables.values())
+      with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(watched)
+        loss = causal_loss(model, batch)
+      gradients = tape.gradient(loss.total, watched, unconnected_gradients='zero')
+      # The embedding's is sparse: an optimizer would treat it otherwise, and a sum needs all of it.
+      return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def loss_fn(weights: Mapping[str, tf.Tensor], batch) -> BatchLoss:
+      names = list(weights)
+
+      @tf.custom_gradient
+      def loss_of(*values):
+        loss, gradients = loss_and_gradients(dict(zip(names, values, strict=True)), batch)
+
+        def gradient(total_gradient, _, variables=None):
+          by_weights = [total_gradient * gradient for gradient in gradients]
+          # Where TensorFlow finds the variables below, it asks for theirs; nobody uses them.
+          return by_weights if variables is None else (by_weights, [None] * len(variables))
+
+        return tuple(loss), gradient
+
+      return BatchLoss(*loss_of(*weights.values()))
+
+    return loss_fn
+
+
+def assign(variables: Mapping[str, tf.Variable], weights: Mapping[str, tf.Tensor]) -> None:
+  """Assigns weights to variables of the same names.
+
+  Raises:
+    ValueError: if the names differ.
+  """
+  if set(variables) != set(weights):
+    odd = sorted(set(variables) ^ set(weights))
+    raise ValueError(f'`weights` must be exactly those of the model; these differ: {odd}.')
+  for name, variable in variables.items():
+    variable.assign(weights[name])
 
 
 def causal_loss(backbone: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> BatchLoss:

@@ -6,8 +6,6 @@ import collections
 
 import tensorflow_federated as tff
 
-from hetlora_tff.adapters.adapter_types import model_weights_type
-
 _SUMMED = (
   'loss',
   'predictions',
@@ -30,7 +28,10 @@ class HetLoraClientWork:
       `(<()@SERVER, {ModelWeights}@CLIENTS, {<rank=int32*, examples=batch*>}@CLIENTS> ->
       <state=()@SERVER, result={ClientResult}@CLIENTS, measurements@SERVER>)`, where the received
       factors may have any rank from the client's own to `max_rank`.
-    next: the same computation with one more result, `device_state={<rank=int32>}@CLIENTS`.
+    next: the same computation with two more results, `device_state={<rank=int32>}@CLIENTS` and
+      `asked@CLIENTS` (see `ClientOutput`).
+    message_type: TFF type of a client's update.
+    weight_type: TFF type of its weight.
 
   Measurements are sums over the round's clients: `loss` and `predictions` (their quotient is the
   mean training loss), `examples`, `steps`, `clients`, `trained_clients` (with at least one
@@ -44,14 +45,13 @@ class HetLoraClientWork:
     Args:
       train_on_client: see `hetlora_tff.clients.training.build_train_on_client`.
     """
-    received_type, data_type = train_on_client.type_signature.parameter
-    weights_type = model_weights_type(received_type)
+    weights_type, data_type = train_on_client.type_signature.parameter
 
     @tff.tensorflow.computation(weights_type, data_type)
     def train(weights, client_data):
-      output = train_on_client(weights.trainable, client_data)
+      output = train_on_client(weights, client_data)
       result = tff.learning.templates.ClientResult(output.update, output.update_weight)
-      return result, collections.OrderedDict(rank=output.rank), output.stats
+      return result, collections.OrderedDict(rank=output.rank), output.stats, output.asked
 
     @tff.federated_computation
     def init_fn():
@@ -68,7 +68,11 @@ class HetLoraClientWork:
         collections.OrderedDict((name, tff.federated_sum(trained[2][name])) for name in _SUMMED)
       )
       return collections.OrderedDict(
-        state=state, result=trained[0], measurements=measurements, device_state=trained[1]
+        state=state,
+        result=trained[0],
+        measurements=measurements,
+        device_state=trained[1],
+        asked=trained[3],
       )
 
     @tff.federated_computation(next_with_device_state.type_signature.parameter)
@@ -80,4 +84,5 @@ class HetLoraClientWork:
 
     self.next = next_with_device_state
     self.process = tff.learning.templates.ClientWorkProcess(init_fn, next_fn)
-    self.max_rank = train_on_client.type_signature.result.stats['rank_histogram'].shape[0]
+    self.message_type = train_on_client.type_signature.result.update
+    self.weight_type = train_on_client.type_signature.result.update_weight

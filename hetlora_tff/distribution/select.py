@@ -13,8 +13,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters import factors as lora
-from hetlora_tff.adapters.adapter_types import model_weights_type
 from hetlora_tff.adapters.config import LoraConfig
+from hetlora_tff.adapters.layout import model_weights_type
 
 
 class RankSelect:

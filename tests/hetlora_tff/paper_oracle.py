@@ -54,10 +54,11 @@ def _tail(adapters, start):
   )
 
 
-def _gradients(method, adapters, x, y):
-  """Of the mean squared error of `y - E2 E1 x`, `E = W + alpha / R b a`."""
+def _gradients(method, adapters, x, y, residual):
+  """Of the mean squared error of `y - E2 E1 x`, `E = W + residual + alpha / R b a`."""
   scaling = method.alpha / method.max_rank
   frozen = {path: w.astype(np.float64) for path, w in toy_model.frozen_weights().items()}
+  frozen = {path: w + residual[path] if residual else w for path, w in frozen.items()}
   effective = {p: frozen[p] + scaling * b @ a for p, (a, b) in adapters.items()}
   x, y = x.astype(np.float64), y.astype(np.float64)
   hidden = x @ effective['first'].T
@@ -79,18 +80,19 @@ def _add_penalty(gradients, adapters, start, lam):
       gradients[path][1][:, start:] += lam * norm_a * b[:, start:] / norm_b
 
 
-def train(method, server, rank, batches) -> Sent:
-  """What a client of `rank` makes of the server's adapters."""
+def train(method, server, rank, batches, *, trained='ab', residual=None) -> Sent:
+  """What a client of `rank` makes of the server's adapters, moving only the named factors."""
   received = _cut(float64(server), rank)
   current = _cut(received, rank)
   candidate = min(rank, max(method.min_rank, math.floor(method.gamma * rank)))
   for x, y in batches:
-    gradients = _gradients(method, current, x, y)
+    gradients = _gradients(method, current, x, y, residual)
     if candidate < rank:
       _add_penalty(gradients, current, candidate, method.lam)
     current = {
       path: tuple(
-        v - method.client_rate * g for v, g in zip(current[path], gradients[path], strict=True)
+        v - method.client_rate * g * (name in trained)
+        for name, v, g in zip('ab', current[path], gradients[path], strict=True)
       )
       for path in current
     }
@@ -114,7 +116,8 @@ def weights(method, sent: Sent) -> dict:
   return norms
 
 
-def _padded(matrix, shape):
+def padded(matrix, shape):
+  """The matrix in the top left of zeros."""
   result = np.zeros(shape)
   result[: matrix.shape[0], : matrix.shape[1]] = matrix
   return result
@@ -123,9 +126,9 @@ def _padded(matrix, shape):
 def _target(method, server_matrix, before, after):
   """What one client asks the server's matrix to become."""
   if method.padding == 'state':
-    return _padded(after, server_matrix.shape)
+    return padded(after, server_matrix.shape)
   before = before[: after.shape[0], : after.shape[1]]
-  return server_matrix + _padded(after - before, server_matrix.shape)
+  return server_matrix + padded(after - before, server_matrix.shape)
 
 
 def round_(method, server, clients):

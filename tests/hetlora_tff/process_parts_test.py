@@ -10,11 +10,17 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from hetlora_tff import compatibility
 from hetlora_tff import process as process_lib
-from hetlora_tff.adapters import adapter_types
-from hetlora_tff.aggregation.padded_mean import SparsityWeightedMeanFactory
+from hetlora_tff.adapters import layout
+from hetlora_tff.aggregation import (
+  RankCoverageMeanFactory,
+  SparsityWeightedMeanFactory,
+  StackingFactory,
+)
 from hetlora_tff.clients import training as training_lib
 from hetlora_tff.clients.data import with_ranks
+from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.clients.work import HetLoraClientWork
@@ -37,7 +43,7 @@ def clients(ranks=tuple(RANKS), data=tuple(DATA)):
 
 def adapters_type(rank=toy_model.MAX_RANK):
   shapes = toy_model.LinearModel().module_shapes(toy_model.CONFIG)
-  return adapter_types.adapters_type(shapes, rank)
+  return layout.adapters_type(shapes, rank)
 
 
 def build(aggregator=None, *, weights=None, **kwargs):
@@ -71,12 +77,14 @@ def assert_equals_oracle(adapters, method=METHOD):
 
 def compose(name):
   """A composition of stock parts, with our own only where `name` says so."""
-  type_ = adapter_types.model_weights_type(adapters_type())
+  type_ = layout.model_weights_type(adapters_type())
+  toy_layout = layout.AdapterLayout(
+    toy_model.LinearModel().module_shapes(toy_model.CONFIG), toy_model.CONFIG
+  )
   train = training_lib.build_train_on_client(
     toy_model.LinearModel(),
-    toy_model.CONFIG,
-    LocalTraining(prune_decay=1.0),
-    ClientWeighting.MODEL,
+    toy_layout,
+    LocalTraining(prune_decay=1.0, padding=Padding.STATE, weights=ClientWeighting.MODEL),
     tff.learning.optimizers.build_sgdm(METHOD.client_rate),
   )
   # The client work is the one part that reads ranks, so it is ours in every composition.
@@ -92,9 +100,7 @@ def compose(name):
     tff.learning.optimizers.build_sgdm(1.0), type_
   )
   return templates.compose_learning_process(
-    process_lib.initial_weights_computation(
-      toy_model.LinearModel().module_shapes(toy_model.CONFIG), toy_model.CONFIG
-    ),
+    tff.tensorflow.computation(toy_layout.initial_weights),
     distributor,
     work,
     factory.create(result_type.update, result_type.update_weight),
@@ -144,7 +150,7 @@ def test_stock_mean_equals_ours_with_one_weight_per_client():
 
 
 def test_stock_finalizer_steps_from_the_server():
-  type_ = adapter_types.model_weights_type(adapters_type())
+  type_ = layout.model_weights_type(adapters_type())
   process = build(
     weights=ClientWeighting.MODEL,
     finalizer=templates.build_apply_optimizer_finalizer(
@@ -190,11 +196,13 @@ def test_a_stock_weighted_aggregator_refuses_a_weight_per_module():
 
 
 def test_default_weights_follow_the_aggregator():
-  resolve = process_lib.resolve_weighting
+  resolve = compatibility.resolve_weighting
   assert resolve(None, SparsityWeightedMeanFactory()) is ClientWeighting.MODULE
   assert resolve(None, tff.aggregators.MeanFactory()) is ClientWeighting.MODEL
   assert resolve(None, tff.aggregators.UnweightedMeanFactory()) is ClientWeighting.UNIFORM
-  for weighting in ClientWeighting:
+  assert resolve(None, RankCoverageMeanFactory()) is ClientWeighting.COVERAGE
+  assert resolve(None, StackingFactory()) is ClientWeighting.UNIFORM
+  for weighting in set(ClientWeighting) - {ClientWeighting.COVERAGE}:
     assert resolve(weighting, SparsityWeightedMeanFactory()) is weighting
 
 
@@ -232,7 +240,7 @@ def test_as_learning_process_drops_the_device_state_alone():
 
 
 def test_model_weights_round_trip_and_leave_the_rest_of_the_state():
-  type_ = adapter_types.model_weights_type(adapters_type())
+  type_ = layout.model_weights_type(adapters_type())
   process = build(
     finalizer=templates.build_apply_optimizer_finalizer(
       tff.learning.optimizers.build_adam(0.1), type_

@@ -10,8 +10,9 @@ import pytest
 import tensorflow_federated as tff
 
 from hetlora_tff import process as process_lib
-from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
-from hetlora_tff.clients.training import LocalTraining, Padding
+from hetlora_tff.adapters.layout import AdapterLayout, adapters_type, model_weights_type
+from hetlora_tff.clients.messages import Padding
+from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.distribution.select import RankSelect
 from tests.hetlora_tff import paper_oracle, toy_model
@@ -155,13 +156,13 @@ def test_first_round_starts_at_zero_b_and_prunes_nobody(select):
 def test_initial_a_is_gaussian_of_unit_input_scale():
   config = dataclasses.replace(toy_model.CONFIG, max_rank=4000)
   shapes = toy_model.LinearModel().module_shapes(config)
-  weights = process_lib.initial_weights_computation(shapes, config)().trainable
+  weights = AdapterLayout(shapes, config).initial_weights().trainable
   for path, (d_in, _) in toy_model.SHAPES.items():
     assert np.mean(weights[path].a) == pytest.approx(0.0, abs=0.02)
     assert np.std(weights[path].a) == pytest.approx(d_in**-0.5, rel=0.03)
-  other = process_lib.initial_weights_computation(
-    shapes, dataclasses.replace(config, init_seed=8)
-  )().trainable
+  other = (
+    AdapterLayout(shapes, dataclasses.replace(config, init_seed=8)).initial_weights().trainable
+  )
   assert not np.allclose(other['first'].a, weights['first'].a)
 
 
@@ -285,10 +286,10 @@ def test_sizes():
   per_rank = 3 + 5 + 5 + 2
   for select, downloaded in ((False, 4), (True, 2)):
     process = build(METHODS['module-state'], select)
-    assert process.trained_parameters(2) == 2 * per_rank
-    assert process.download_bytes(2) == 4 * downloaded * per_rank
-    assert process.upload_bytes(2) == 4 * 4 * per_rank
-  assert list(process.module_shapes) == list(toy_model.SHAPES)
+    assert process.sizes.trained_parameters(2) == 2 * per_rank
+    assert process.sizes.download(2) == 4 * downloaded * per_rank
+    assert process.sizes.upload(2) == 4 * 4 * per_rank
+  assert list(process.layout.shapes) == list(toy_model.SHAPES)
 
 
 def test_types_are_the_documented_ones():

@@ -47,8 +47,10 @@ class LinearModel:
     def loss_fn(adapters, batch):
       value = batch['x']
       for path in SHAPES:
-        a, b = adapters[path]
-        value = tf.matmul(value, weights[path] + config.scaling * tf.matmul(b, a), transpose_b=True)
+        factors = adapters[path]
+        update = config.scaling * tf.matmul(factors.b, factors.a)
+        update += getattr(factors, 'residual', 0.0)
+        value = tf.matmul(value, weights[path] + update, transpose_b=True)
       total = tf.reduce_sum(tf.square(value - batch['y']))
       return model_lib.BatchLoss(total, tf.cast(tf.shape(value)[0], tf.float32))
 

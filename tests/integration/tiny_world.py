@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from tasks import cli, config, registry
+from tasks import cli, config, options, registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 SEQUENCE_LENGTH = 32
@@ -20,6 +20,8 @@ WIDTH = 16
 # Query and value of two layers, d_in = d_out = 16, float32.
 BYTES_PER_RANK = 4 * (16 + 16) * 4
 RANKS = {'max_rank': 4, 'min_rank': 1}
+# What has no meaning in a method.
+UNUSED = {'homlora': ('min_rank',), 'full': ('min_rank', 'max_rank', 'alpha')}
 
 _SENTENCES = ('the cat sat on a mat', 'a dog ran to the cat', 'the mat is red', 'dogs and cats ran')
 
@@ -123,19 +125,19 @@ def run_config(backbone: pathlib.Path, /, **changes) -> config.RunConfig:
     'decode_examples': 2,
     **RANKS,
   }
-  return config.RunConfig(**{**values, **changes})
+  unused = UNUSED.get(changes.get('method'), ())
+  return config.RunConfig(**{**values, **dict.fromkeys(unused), **changes})
 
 
 def flags(backbone: pathlib.Path, /, **changes) -> list[str]:
   """The same as flags."""
   resolved = run_config(backbone, **changes).to_json()
-  resolved['targets'] = ','.join(resolved['targets'])
   default = config.RunConfig().to_json()
   return [
     part
     for key, value in resolved.items()
-    if (value != default[key] and key != 'targets') or key in changes
-    for part in (config.option(key), str(value))
+    if value != default[key] or key in changes
+    for part in options.as_flag(key, value)
   ]
 
 

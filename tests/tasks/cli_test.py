@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import pathlib
 import subprocess
 import sys
 import types
@@ -11,6 +12,8 @@ import pytest
 
 from tasks import cli, config
 from tasks.errors import UserError
+from tasks.methods import METHODS
+from tasks.options import as_flag
 
 _SUMMARY = {
   'base': {'perplexity': 20.0},
@@ -31,7 +34,7 @@ def program_fixture(monkeypatch):
     return _SUMMARY
 
   program.train = program.evaluate_run = act
-  monkeypatch.setattr(cli, '_import_program', lambda: program)
+  monkeypatch.setattr(cli, 'import_program', lambda: program)
   return program
 
 
@@ -57,6 +60,17 @@ def _is_one_line(text):
 
 def _other_value(field):
   samples = {
+    'method': 'naive',
+    'alpha': 8.0,
+    'rank_pattern': {'query|value': 8, 'key': 4},
+    'rank_dynamics': 'fixed',
+    'rank_assignment': 'data_size',
+    'rank_tiers': {4: 0.5, 8: 0.5},
+    'rank_file': 'ranks.csv',
+    'rank_exponent': 0.5,
+    'prune_weight': 0.5,
+    'server_learning_rate': 0.5,
+    'deviation_from_exact': False,
     'weights': 'model',
     'padding': 'update',
     'distribution': 'select',
@@ -74,14 +88,23 @@ def _other_value(field):
   return field.default + (1 if field.type in (int, float) else 'x')
 
 
+# What makes a key count.
+_NEEDED = {
+  'rank_tiers': {'rank_assignment': 'tiers'},
+  'rank_file': {'rank_assignment': 'file'},
+}
+
+
 @pytest.mark.parametrize('field', dataclasses.fields(config.RunConfig), ids=lambda f: f.name)
 def test_every_key_is_a_flag_of_the_same_name(program, run, field):
-  value = _other_value(field)
-  text = ','.join(value) if isinstance(value, tuple) else str(value)
-  code, _, error = run('train', '--output-dir', 'd', config.option(field.name), text)
+  values = {**_NEEDED.get(field.name, {}), field.name: _other_value(field)}
+  words = [word for key, value in values.items() for word in as_flag(key, value)]
+  assert f'--{field.name}'.replace('_', '-') in ' '.join(words).replace('--no-', '--')
+  code, _, error = run('train', '--output-dir', 'd', *words)
   assert (code, error) == (0, '')
   ((resolved, output_dir),), options = [c[0] for c in program.calls], program.calls[0][1]
-  assert resolved == dataclasses.replace(config.RunConfig(), **{field.name: value})
+  assert resolved == config.RunConfig(**values)
+  assert getattr(resolved, field.name) == values[field.name]
   assert str(output_dir) == 'd'
   assert options['resume'] is False
   assert options['command'] == ['hetlora', *sys.argv[1:]]
@@ -125,6 +148,10 @@ def test_resume_takes_the_configuration_of_the_run(program, run, tmp_path):
     (['train', '--output-dir', 'd', '--rounds', '0'], '--rounds'),
     (['train', '--output-dir', 'd', '--min-rank', '9', '--max-rank', '8'], '--max-rank 8'),
     (['train', '--output-dir', 'd', '--targets', ' , '], '--targets'),
+    (['train', '--output-dir', 'd', '--rank-tiers', '4'], '--rank-tiers must be RANK:SHARE'),
+    (['train', '--output-dir', 'd', '--method', 'ffa', '--padding', 'none'], '--method ffa'),
+    (['compare', '--output-dir', 'd'], '--config'),
+    (['compare', 'run'], '--output-dir'),
     (['train', '--output-dir', 'd', '--config', 'gone.json'], 'gone.json'),
     (['train', '--output-dir', 'd', '--resume'], '--resume'),
     (['train', '--output-dir', 'd', 'surplus'], 'surplus'),
@@ -174,10 +201,45 @@ def test_without_a_command_there_is_help(run):
   assert 'train' in out
 
 
-def test_tasks_are_listed(run):
+def test_tasks_and_methods_are_listed(run):
   code, out, _ = run('tasks')
   assert code == 0
   assert 'docstring_summarization' in out
+  for method in METHODS.values():
+    (line,) = [line for line in out.splitlines() if line.split()[:1] == [method.name]]
+    assert method.title in line
+    assert method.paper in line
+
+
+@pytest.fixture(name='comparison')
+def comparison_fixture(monkeypatch):
+  """Stands for `tasks.compare` and `tasks.suite`: records the calls."""
+  calls = []
+
+  def run_suite(*args):
+    calls.append(args)
+    return [pathlib.Path('d/runs/a-seed0')]
+
+  compare = types.SimpleNamespace(compare=lambda *args: calls.append(args))
+  for name, module in (('compare', compare), ('suite', types.SimpleNamespace(run_suite=run_suite))):
+    monkeypatch.setitem(sys.modules, f'tasks.{name}', module)
+    monkeypatch.setattr(f'tasks.{name}', module, raising=False)
+  return calls
+
+
+def test_runs_are_compared(comparison, run):
+  code, out, error = run('compare', 'one', 'two', '--output-dir', 'd')
+  assert (code, out, error) == (0, 'Comparison: d/comparison.html\n', '')
+  assert comparison == [([pathlib.Path('one'), pathlib.Path('two')], pathlib.Path('d'))]
+
+
+def test_suite_is_run_and_compared_with_the_runs_that_are_named(comparison, run):
+  assert run('compare', 'one', '--output-dir', 'd', '--config', 'suite.json')[0] == 0
+  directory, suite_run = pathlib.Path('d'), pathlib.Path('d/runs/a-seed0')
+  assert comparison == [
+    (pathlib.Path('suite.json'), directory),
+    ([pathlib.Path('one'), suite_run], directory),
+  ]
 
 
 @pytest.mark.parametrize('arguments', [['train', '--help'], ['train', '--output-dir', 'd', '-x']])
@@ -198,3 +260,5 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(arguments):
     assert result.returncode == 0
     for field in dataclasses.fields(config.RunConfig):
       assert config.option(field.name) in result.stdout
+    for method in METHODS.values():
+      assert f'{method.name}: {method.title}' in result.stdout

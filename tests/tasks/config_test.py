@@ -1,11 +1,13 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
+import itertools
 import json
 
 import pytest
 
-from tasks import config
+from tasks import config, methods
 from tasks.errors import UserError
 
 _KEYS = [field.name for field in dataclasses.fields(config.RunConfig)]
@@ -33,7 +35,14 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path):
 
 
 def test_what_is_kept_reads_back_the_same(tmp_path):
-  original = config.RunConfig(rounds=3, targets=('a', 'b'), alpha=0.5)
+  original = config.RunConfig(
+    rounds=3,
+    targets=('a', 'b'),
+    alpha=0.5,
+    rank_pattern={'a|b': 3},
+    rank_assignment='tiers',
+    rank_tiers={4: 0.25, 16: 0.75},
+  )
   assert config.from_json(_write(tmp_path, original.to_json())) == original
   assert sorted(original.to_json()) == sorted(_KEYS)
 
@@ -51,6 +60,12 @@ def test_what_is_kept_reads_back_the_same(tmp_path):
     ({'targets': 'query'}, "'targets' must be a list of strings"),
     ({'targets': ['query', 3]}, "'targets' must be a list of strings"),
     ({'task': 3}, "'task' must be str"),
+    ({'method': None}, "'method' must be str"),
+    ({'deviation_from_exact': 1}, "'deviation_from_exact' must be bool"),
+    ({'rank_pattern': {'query': 4.0}}, "'rank_pattern' must be an object of numbers"),
+    ({'rank_pattern': 'query:4'}, "'rank_pattern' must be an object of numbers"),
+    ({'rank_tiers': {'small': 1.0}}, "'rank_tiers' must be an object of numbers"),
+    ({'rank_tiers': [4, 0.5]}, "'rank_tiers' must be an object of numbers"),
     ([], 'must hold a JSON object'),
     ('{', 'is not JSON'),
     ('', 'is not JSON'),
@@ -85,6 +100,17 @@ _OUT_OF_RANGE = [
   ('sequence_length', 31),
   ('max_rank', 0),
   ('min_rank', 0),
+  ('method', 'fedavg'),
+  ('rank_pattern', {'[': 4}),
+  ('rank_pattern', {'query': 0}),
+  ('rank_dynamics', 'rising'),
+  ('rank_assignment', 'random'),
+  ('rank_tiers', {}),
+  ('rank_tiers', {0: 1.0}),
+  ('rank_tiers', {4: 0.5}),
+  ('rank_tiers', {4: 1.5, 8: -0.5}),
+  ('rank_tiers', {4: float('nan'), 8: 1.0}),
+  ('rank_file', ''),
   ('rank_exponent', 0.0),
   ('alpha', 0.0),
   ('alpha', float('inf')),
@@ -114,12 +140,14 @@ _OUT_OF_RANGE = [
 def test_out_of_range_names_the_option(key, value):
   with pytest.raises(UserError) as caught:
     config.RunConfig(**{key: value})
-  assert str(caught.value).startswith(f'{config.option(key)} ')
+  assert str(caught.value).startswith(
+    (f'{config.option(key)} must ', f'{config.option(key)} needs ')
+  )
   assert '\n' not in str(caught.value)
 
 
 def test_every_key_with_a_range_is_tried():
-  unlimited = {'task', 'backbone'}
+  unlimited = {'task', 'backbone', 'deviation_from_exact'}
   assert {key for key, _ in _OUT_OF_RANGE} | unlimited == set(_KEYS)
 
 
@@ -137,10 +165,18 @@ def test_bounds_belong_to_the_range(key, value):
   assert getattr(config.RunConfig(**{key: value}), key) == value
 
 
-def test_smallest_rank_is_at_most_the_largest():
-  with pytest.raises(UserError, match=r'--min-rank 9 is above --max-rank 8'):
-    config.RunConfig(min_rank=9, max_rank=8)
-  assert config.RunConfig(min_rank=8, max_rank=8).min_rank == 8
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'min_rank': 9}, '--min-rank'),
+    ({'rank_pattern': {'query': 9, 'value': 2}}, '--rank-pattern'),
+    ({'rank_assignment': 'tiers', 'rank_tiers': {4: 0.5, 9: 0.5}}, '--rank-tiers'),
+  ],
+)
+def test_no_rank_is_above_the_largest(changes, named):
+  with pytest.raises(UserError, match=f'{named} 9 is above --max-rank 8'):
+    config.RunConfig(max_rank=8, **changes)
+  assert config.RunConfig(max_rank=9, **changes).max_rank == 9
 
 
 @pytest.fixture(name='run')
@@ -167,3 +203,160 @@ def test_changed_option_of_a_resumed_run_is_refused(run, tmp_path):
     config.resolve_resumed(directory, _write(tmp_path, {'alpha': 1.5}), {})
   with pytest.raises(UserError, match=r'--resume: .* holds no run'):
     config.resolve_resumed(directory / 'nothing', None, {})
+
+
+def test_null_in_a_resumed_runs_file_asks_for_nothing(run, tmp_path):
+  directory, kept = run
+  path = _write(tmp_path, {'prune_decay': None})
+  assert config.resolve_resumed(directory, path, {}) == kept
+
+
+# A `config.json` as release 0.1 wrote it.
+_BEFORE_METHODS = {
+  'task': 'docstring_summarization',
+  'seed': 4,
+  'rounds': 16,
+  'clients_per_round': 10,
+  'backbone': 'embedded',
+  'sequence_length': 128,
+  'targets': ['query', 'value'],
+  'max_rank': 8,
+  'min_rank': 2,
+  'rank_exponent': 0.1,
+  'alpha': 64.0,
+  'prune_decay': 1.0,
+  'prune_weight': 0.01,
+  'weights': 'uniform',
+  'padding': 'update',
+  'distribution': 'select',
+  'local_steps': 5,
+  'batch_size': 8,
+  'client_optimizer': 'adam',
+  'client_learning_rate': 0.01,
+  'server_optimizer': 'adam',
+  'server_learning_rate': 0.5,
+  'eval_every': 4,
+  'eval_split': 'test',
+  'eval_examples_per_client': 16,
+  'decode_examples': 128,
+  'concurrent_clients': 0,
+}
+
+
+def test_runs_from_before_there_were_methods_can_be_read_and_resumed(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(_BEFORE_METHODS))
+  read = config.from_json(tmp_path / 'config.json')
+  assert {**read.to_json(), 'targets': ['query', 'value']}.items() >= _BEFORE_METHODS.items()
+  assert (read.method, read.rank_dynamics) == ('hetlora', 'self_pruning')
+  assert read.rank_assignment == 'power_law'
+  assert config.resolve_resumed(tmp_path, None, {'rounds': 20}).rounds == 20
+
+
+@pytest.mark.parametrize('method', list(methods.METHODS))
+def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, tmp_path):
+  settled = config.RunConfig(method=method)
+  assert config.from_json(_write(tmp_path, settled.to_json())) == settled
+  assert config.from_values('x', {'method': method, 'max_rank': None}) == settled
+  without = {key for key, value in settled.to_json().items() if value is None}
+  assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
+    {
+      'targets',
+      'alpha',
+      'max_rank',
+      'rank_pattern',
+      'rank_dynamics',
+      'rank_assignment',
+      'min_rank',
+      'prune_decay',
+      'prune_weight',
+    }
+    if method == 'full'
+    else set()
+  )
+
+
+def test_hetlora_is_the_paper():
+  settled = config.RunConfig()
+  assert (settled.rank_dynamics, settled.rank_assignment) == ('self_pruning', 'power_law')
+  assert (settled.weights, settled.padding) == ('module', 'state')
+  assert (settled.prune_decay, settled.prune_weight, settled.rank_exponent) == (0.99, 0.01, 0.1)
+  assert settled.deviation_from_exact is True
+
+
+def test_pruning_off_is_decay_one_and_weight_zero():
+  settled = config.RunConfig(rank_dynamics='fixed')
+  assert (settled.prune_decay, settled.prune_weight) == (1.0, 0.0)
+  assert settled.min_rank == 4  # Still the smallest that the power law draws.
+  pruning = config.RunConfig(method='naive', rank_dynamics='self_pruning')
+  assert (pruning.prune_decay, pruning.prune_weight) == (0.99, 0.01)
+
+
+def test_tier_dynamics_come_with_tiers():
+  settled = config.RunConfig(rank_dynamics='tier', rank_tiers={2: 0.5, 8: 0.5})
+  assert settled.rank_assignment == 'tiers'
+  assert (settled.min_rank, settled.rank_exponent, settled.prune_decay) == (1, None, 1.0)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'server_optimizer': 'adam'},
+    {'server_learning_rate': 0.5},
+    {'distribution': 'select', 'padding': 'update'},
+    {'method': 'coverage', 'distribution': 'select'},
+    {'method': 'full'},
+  ],
+)
+def test_deviation_is_measured_where_it_can_be(changes):
+  assert config.RunConfig(**changes).deviation_from_exact is False
+  with pytest.raises(UserError, match=r'--deviation-from-exact: --.*; leave it out\.'):
+    config.RunConfig(**changes, deviation_from_exact=True)
+  assert config.RunConfig(deviation_from_exact=False).deviation_from_exact is False
+  assert config.RunConfig(distribution='select').deviation_from_exact is True
+  assert config.RunConfig(padding='update').deviation_from_exact is True
+
+
+def test_rules_look_at_keys_before_their_own():
+  for rule in config._RULES:
+    assert all(_KEYS.index(key) < _KEYS.index(rule.key) for key in rule.when), rule
+    assert config.is_open(config.RunConfig.__dataclass_fields__[rule.key]), rule
+
+
+def test_whatever_is_allowed_for_some_keys_leaves_something_for_the_others():
+  """No two rules leave a key without a value, for any choice that they look at."""
+  looked_at = {
+    'method': tuple(methods.METHODS),
+    'rank_dynamics': (None, 'self_pruning', 'fixed', 'tier'),
+    'rank_assignment': (None, 'power_law', 'tiers', 'file', 'data_size', 'max'),
+    'padding': (None, 'state', 'update', 'none'),
+    'distribution': (None, 'broadcast', 'select'),
+    'server_optimizer': (None, 'sgd', 'adam'),
+    'server_learning_rate': (None, 1.0, 0.5),
+  }
+  assert {key for rule in config._RULES for key in rule.when} == set(looked_at)
+  settled = 0
+  for choice in itertools.product(*looked_at.values()):
+    given = dict(zip(looked_at, choice, strict=True))
+    if given['rank_assignment'] == 'tiers':
+      given['rank_tiers'] = {4: 1.0}
+    if given['rank_assignment'] == 'file':
+      given['rank_file'] = 'ranks.csv'
+    with contextlib.suppress(UserError):
+      config.RunConfig(**given)
+      settled += 1
+  assert settled > 100
+
+
+def test_text_of_another_form_names_option_and_form():
+  assert config.from_text('rank_tiers', '4:0.5,8:0.5') == {4: 0.5, 8: 0.5}
+  with pytest.raises(UserError, match=r"--rank-tiers must be RANK:SHARE,\.\.\., got '4'\."):
+    config.from_text('rank_tiers', '4')
+  with pytest.raises(UserError, match=r"--rank-pattern must be REGEX:RANK,\.\.\., got 'query'\."):
+    config.from_text('rank_pattern', 'query')
+
+
+def test_what_is_no_object_of_keys_is_named_with_its_source():
+  with pytest.raises(UserError, match=r'suite\.json, run 3 must hold a JSON object'):
+    config.from_values('suite.json, run 3', [1])
+  with pytest.raises(UserError, match=r"suite\.json, run 3: unknown key 'names'"):
+    config.from_values('suite.json, run 3', {'names': 1})

@@ -7,7 +7,8 @@ import pytest
 
 from hetlora_tff.adapters.backbone import FrozenBackbone
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.factors import LoraFactors
+from hetlora_tff.adapters.factors import CorrectedFactors, LoraFactors
+from hetlora_tff.adapters.merge import merged_kernels
 from tasks import text
 from tasks.backbones import BaseModel
 from tasks.errors import UserError
@@ -143,6 +144,47 @@ def test_divergence_is_said_in_one_line(evaluator):
   adapters[_PATHS[0]] = LoraFactors(*(np.full_like(x, np.nan) for x in adapters[_PATHS[0]]))
   with pytest.raises(UserError, match='not finite: training has diverged'):
     evaluator.losses(adapters)
+
+
+def test_a_residual_counts_as_the_product_that_it_equals(evaluator):
+  adapters = _adapters()
+  corrected = collections.OrderedDict(
+    (path, CorrectedFactors(0 * a, b, (_CONFIG.scaling * b @ a).astype(np.float32)))
+    for path, (a, b) in adapters.items()
+  )
+  plain, moved = evaluator.losses(adapters), evaluator.losses(corrected)
+  np.testing.assert_allclose(moved.losses, plain.losses, rtol=1e-5)
+  assert evaluator.write(corrected) == evaluator.write(adapters)
+
+
+@pytest.fixture(scope='module', name='full_evaluator')
+def full_evaluator_fixture(base, clients):
+  limits = {'examples_per_client': 100, 'decode_examples': 6}
+  return Evaluator(base, None, clients, sequence_length=_LENGTH, **limits)
+
+
+def _merged_weights(base, adapters):
+  weights = collections.OrderedDict((n, w.numpy()) for n, w in base.backbone.weights().items())
+  return weights | merged_kernels(base.backbone, _CONFIG, adapters)
+
+
+def test_all_weights_are_evaluated_as_the_adapters_that_they_hold(base, evaluator, full_evaluator):
+  for seed in (0, 1, 0):
+    adapters = _adapters(seed, scale=1.0)
+    weights = _merged_weights(base, adapters)
+    expected, losses = evaluator.losses(adapters), full_evaluator.losses(weights)
+    assert losses.clients == expected.clients
+    np.testing.assert_allclose(losses.losses, expected.losses, rtol=1e-4)
+    assert full_evaluator.write(weights) == evaluator.write(adapters)
+  # The comparison says little if all of them write the same.
+  assert evaluator.write(_adapters(1, scale=1.0)) != evaluator.write(_adapters(0, scale=1.0))
+
+
+def test_weights_of_another_model_are_refused(base, full_evaluator):
+  weights = base.backbone.weights()
+  weights.popitem()
+  with pytest.raises(ValueError, match='these differ'):
+    full_evaluator.losses(weights)
 
 
 def test_rouge_is_averaged_within_a_client_first():

@@ -41,6 +41,8 @@ def tiny_fixture(preset):
     ({'backbone': 'nosuch'}, '--backbone nosuch is neither'),
     ({'targets': ('nosuch',)}, "--targets: .*'nosuch'.* there are: .*query"),
     ({'targets': ('[',)}, '--targets: .*regular expression'),
+    ({'rank_pattern': {'nosuch': 2}}, "--rank-pattern: .*'nosuch' matches none .*query"),
+    ({'rank_assignment': 'file', 'rank_file': 'nosuch'}, '--rank-file: cannot read nosuch'),
     ({'sequence_length': 33}, r'--sequence-length: .*\[2, 32\]'),
     ({'clients_per_round': 7}, '--clients-per-round 7: tiny has only 6'),
   ],
@@ -95,14 +97,6 @@ def test_adapters_of_another_model_are_refused(tiny):
     tiny.check_adapters(_adapters(wide))
   with pytest.raises(ValueError, match='is for key, not'):
     tiny.check_adapters(_adapters({'key': (16, 16)}))
-
-
-@pytest.mark.parametrize(
-  ('low', 'high', 'bounds'),
-  [(4, 32, [7, 11, 19, 32]), (1, 1, [1]), (3, 4, [3, 4]), (1, 4, [1, 2, 3, 4])],
-)
-def test_tiers_reach_the_largest_rank(low, high, bounds):
-  assert experiment._tiers(low, high) == bounds
 
 
 def test_tiers_without_a_finite_loss_are_left_out(tff_runtime, tiny):

@@ -269,3 +269,82 @@ def _no_space(*_):
 def test_save_refuses_another_dtype(original, tmp_path):
   with pytest.raises(ValueError, match='`dtype` must be one of float32, bfloat16, float16'):
     FrozenBackbone.save(original, tmp_path / 'target', dtype='int8')
+
+
+def test_weights_have_names_that_last(original, saved, tmp_path):
+  names = saved.weight_names
+  assert len(set(names)) == len(names) == len(original.weights)
+  assert names[:3] == ('0000/token_embedding/embeddings', '0001/position_embedding/embeddings',
+                       '0002/gamma')  # fmt: skip
+  assert '0010/transformer_layer_0/self_attention/query/kernel' in names
+  assert saved.merged(tmp_path / 'copy', {}).weight_names == names
+
+
+def test_weights_and_variables_are_the_tensors_by_name(saved):
+  model, variables = saved.build_with_variables()
+  weights = saved.weights()
+  assert tuple(weights) == tuple(variables) == saved.weight_names
+  assert {id(v) for v in variables.values()} == {id(w) for w in model.weights}
+  for name, record in zip(saved.weight_names, saved.tensors, strict=True):
+    stored = np.fromfile(pathlib.Path(saved.directory, record.file), np.float32)
+    np.testing.assert_array_equal(weights[name], stored.reshape(record.shape))
+    np.testing.assert_array_equal(variables[name], weights[name])
+
+
+def test_merged_replaces_what_it_is_told_and_nothing_else(original, saved, tmp_path):
+  name = saved.weight_names[5]
+  value = np.random.default_rng(4).normal(size=saved.tensors[5].shape).astype(np.float32)
+  merged = saved.merged(tmp_path / 'merged', {name: value})
+  assert merged == FrozenBackbone.load(tmp_path / 'merged')
+  assert merged.sha256 != saved.sha256
+  for other, old in saved.weights().items():
+    np.testing.assert_array_equal(merged.weights()[other], value if other == name else old)
+  model, variables = saved.build_with_variables()
+  variables[name].assign(value)
+  np.testing.assert_array_equal(merged.build()(INPUTS), model(INPUTS))
+  assert np.abs(model(INPUTS) - original(INPUTS)).max() > 1e-3
+
+
+def test_merging_nothing_copies(saved, tmp_path):
+  copied = saved.merged(tmp_path / 'copy', {})
+  assert (copied.sha256, copied.tensors) == (saved.sha256, saved.tensors)
+  assert copied.directory != saved.directory
+
+
+def test_merged_is_exact_whatever_the_base_is_stored_in(original, tmp_path):
+  half = FrozenBackbone.save(original, tmp_path / 'half', dtype='bfloat16')
+  name = half.weight_names[5]
+  value = np.full(half.tensors[5].shape, 1.0 + 2**-20, np.float32)
+  merged = half.merged(tmp_path / 'merged', {name: value})
+  np.testing.assert_array_equal(merged.weights()[name], value)
+  assert [r.dtype for r in merged.tensors].count('bfloat16') == len(merged.tensors) - 1
+  np.testing.assert_array_equal(merged.build_with_variables()[1][name], value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'message'),
+  [
+    ('0005/beta', np.zeros(8), 'no tensor'),
+    ('0002/gamma', np.zeros(7), r'\(8,\), got \(7,\)'),
+    ('0002/gamma', np.full(8, np.nan), 'not finite'),
+    ('0002/gamma', np.full(8, np.inf), 'not finite'),
+  ],
+)
+def test_merged_refuses_what_does_not_fit(saved, tmp_path, name, value, message):
+  with pytest.raises(ValueError, match=message):
+    saved.merged(tmp_path / 'merged', {name: value})
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_merged_notices_an_altered_original(copy):
+  loaded = FrozenBackbone.load(copy)
+  _flip_a_bit(copy / 'tensors' / '0003.bin')
+  with pytest.raises(BackboneError, match=r'0003\.bin'):
+    loaded.merged(copy.parent / 'merged', {})
+
+
+def test_merged_that_fails_leaves_nothing(saved, tmp_path, monkeypatch):
+  monkeypatch.setattr('os.replace', _no_space)
+  with pytest.raises(BackboneError, match='No space left'):
+    saved.merged(tmp_path / 'target', {})
+  assert list(tmp_path.iterdir()) == []

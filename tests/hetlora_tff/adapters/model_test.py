@@ -156,3 +156,123 @@ def test_bound_factors_are_released(frozen):
   second = loss_fn(_adapters(rank=1, seed=9), BATCH)
   third = loss_fn(_adapters(rank=2), BATCH)
   assert float(first.total) == float(third.total) != float(second.total)
+
+
+def _weights(frozen, seed=3):
+  """Other weights than those on disk."""
+  rng = np.random.default_rng(seed)
+  return collections.OrderedDict(
+    (name, (value.numpy() + 0.2 * rng.normal(size=value.shape)).astype(np.float32))
+    for name, value in frozen.weights().items()
+  )
+
+
+def _loss_and_gradients(loss_fn, weights):
+  """Of the mean loss, as clients train on."""
+  weights = tf.nest.map_structure(tf.convert_to_tensor, weights)
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(weights)
+    loss = loss_fn(weights, {name: tf.constant(value) for name, value in BATCH.items()})
+    mean = loss.total / loss.count
+  return loss, tape.gradient(mean, weights)
+
+
+def _keras_loss_and_gradients(frozen, weights):
+  """The same by Keras: a trainable model whose variables are the weights."""
+  model = keras_nlp.models.GPT2Backbone.from_config(frozen.config)
+  plain, variables = frozen.build_with_variables()
+  place = {id(v): i for i, v in enumerate(plain.weights)}
+  mine = {name: model.weights[place[id(v)]] for name, v in variables.items()}
+  for name, variable in mine.items():
+    variable.assign(weights[name])
+  with tf.GradientTape() as tape:
+    loss = causal_loss(model, BATCH)
+    mean = loss.total / loss.count
+  gradients = tape.gradient(mean, mine)
+  return loss, {name: tf.convert_to_tensor(g).numpy() for name, g in gradients.items()}
+
+
+def test_weight_specs_are_those_of_the_initial_weights(frozen):
+  model = CausalLanguageModel(frozen, LENGTH)
+  specs, weights = model.weight_specs(), model.initial_weights()
+  assert list(specs) == list(weights) == list(frozen.weight_names)
+  for name, spec in specs.items():
+    assert spec.is_compatible_with(weights[name])
+    assert spec.shape.is_fully_defined()
+  assert sum(spec.shape.num_elements() for spec in specs.values()) == frozen.num_parameters
+
+
+@pytest.mark.parametrize('how', ['eager', 'function', 'graph'])
+def test_full_loss_and_gradients_are_those_of_keras(frozen, how):
+  weights = _weights(frozen)
+  model = CausalLanguageModel(frozen, LENGTH)
+  expected, expected_gradients = _keras_loss_and_gradients(frozen, weights)
+  if how == 'graph':
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      tensors = _loss_and_gradients(model.build_full(), weights)
+      session.run(tf.compat.v1.global_variables_initializer())
+      loss, gradients = session.run(tensors)
+  else:
+    loss_fn = model.build_full()
+    call = tf.function(_loss_and_gradients) if how == 'function' else _loss_and_gradients
+    loss, gradients = call(loss_fn, weights)
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert list(gradients) == list(weights)
+  for name, gradient in gradients.items():
+    np.testing.assert_allclose(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
+    # Keys' biases cancel in the softmax; everything else moves.
+    assert np.abs(gradient).max() > 1e-4 or name.endswith('/key/bias')
+
+
+def test_full_loss_depends_on_its_arguments_alone(frozen):
+  loss_fn = CausalLanguageModel(frozen, LENGTH).build_full()
+  first, second = _weights(frozen, 3), _weights(frozen, 4)
+  losses = [float(loss_fn(weights, BATCH).total) for weights in (first, second, first)]
+  assert losses[0] == losses[2] != losses[1]
+
+
+def test_full_training_in_a_loop_equals_single_steps(frozen):
+  loss_fn = CausalLanguageModel(frozen, LENGTH).build_full()
+
+  def step(weights):
+    loss, gradients = _loss_and_gradients(loss_fn, weights)
+    return loss.total, collections.OrderedDict(
+      (name, w - 0.3 * gradients[name]) for name, w in weights.items()
+    )
+
+  @tf.function
+  def loop(weights, steps):
+    total = tf.constant(0.0)
+    for _ in tf.range(steps):
+      total, weights = step(weights)
+    return total, weights
+
+  weights = _weights(frozen)
+  looped = loop(weights, tf.constant(3))
+  totals = []
+  for _ in range(3):
+    total, weights = step(weights)
+    totals.append(float(total))
+  assert totals[2] < totals[0]
+  np.testing.assert_allclose(looped[0], totals[2], rtol=1e-5)
+  for name, value in weights.items():
+    np.testing.assert_allclose(looped[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_full_loss_of_nothing_is_zero_and_moves_nothing(frozen):
+  loss_fn = CausalLanguageModel(frozen, LENGTH).build_full()
+  weights = collections.OrderedDict((n, tf.constant(w)) for n, w in _weights(frozen).items())
+  batch = {**BATCH, 'loss_weights': np.zeros([2, LENGTH], np.float32)}
+  with tf.GradientTape() as tape:
+    tape.watch(weights)
+    loss = loss_fn(weights, batch)
+  assert (float(loss.total), float(loss.count)) == (0.0, 0.0)
+  assert not any(np.any(g) for g in tape.gradient(loss.total, weights).values())
+
+
+def test_full_loss_refuses_weights_of_another_model(frozen):
+  loss_fn = CausalLanguageModel(frozen, LENGTH).build_full()
+  weights = _weights(frozen)
+  weights['0099/kernel'] = weights.pop('0002/gamma')
+  with pytest.raises(ValueError, match=r"\['0002/gamma', '0099/kernel'\]"):
+    loss_fn(weights, BATCH)

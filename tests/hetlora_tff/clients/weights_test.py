@@ -30,10 +30,16 @@ def test_uniform_and_examples():
     assert float(client_weight(ClientWeighting.EXAMPLES, FACTORS, tf.constant(number))) == number
 
 
+def test_coverage_is_the_mask_of_held_rows():
+  held = tf.constant([1.0, 1.0, 0.0])
+  weight = client_weight(ClientWeighting.COVERAGE, FACTORS, tf.constant(5), held)
+  np.testing.assert_array_equal(weight, [1, 1, 0])
+
+
 @pytest.mark.parametrize('weighting', list(ClientWeighting))
 def test_a_client_without_examples_weighs_exactly_nothing(weighting):
-  weight = client_weight(weighting, FACTORS, tf.constant(0, tf.int64))
-  assert all(float(w) == 0.0 for w in tf.nest.flatten(weight))
+  weight = client_weight(weighting, FACTORS, tf.constant(0, tf.int64), tf.ones([3]))
+  assert all(np.all(w == 0.0) for w in tf.nest.flatten(weight))
 
 
 @pytest.mark.parametrize('weighting', [ClientWeighting.MODULE, ClientWeighting.MODEL])
@@ -45,6 +51,7 @@ def test_zero_factors_weigh_a_little_and_equally(weighting):
 
 @pytest.mark.parametrize('weighting', list(ClientWeighting))
 def test_dtype_and_structure(weighting):
-  weight = client_weight(weighting, FACTORS, tf.constant(2, tf.int64))
+  weight = client_weight(weighting, FACTORS, tf.constant(2, tf.int64), tf.ones([3]))
   assert isinstance(weight, dict) is weighting.per_module
-  assert all(w.dtype == tf.float32 and w.shape == [] for w in tf.nest.flatten(weight))
+  shape = [3] if weighting is ClientWeighting.COVERAGE else []
+  assert all(w.dtype == tf.float32 and w.shape == shape for w in tf.nest.flatten(weight))

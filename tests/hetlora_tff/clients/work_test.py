@@ -5,16 +5,18 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
+from hetlora_tff.adapters.layout import AdapterLayout, adapters_type, model_weights_type
 from hetlora_tff.adapters.model import BatchLoss
 from hetlora_tff.clients import training as training_lib
-from hetlora_tff.clients.training import LocalTraining, Padding
+from hetlora_tff.clients.messages import Padding
+from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.clients.work import HetLoraClientWork
 from tests.hetlora_tff import paper_oracle, toy_model
 
 pytestmark = pytest.mark.usefixtures('tff_runtime')
 
+LAYOUT = AdapterLayout(toy_model.LinearModel().module_shapes(toy_model.CONFIG), toy_model.CONFIG)
 SERVER = toy_model.random_adapters(5)
 RANKS = [1, 3, 4]
 DATA = [toy_model.examples(seed, number) for seed, number in ((1, 3), (2, 0), (3, 5))]
@@ -24,9 +26,13 @@ def build(model=None, rate=0.01):
   return HetLoraClientWork(
     training_lib.build_train_on_client(
       model or toy_model.LinearModel(),
-      toy_model.CONFIG,
-      LocalTraining(prune_decay=0.5, prune_weight=0.3, padding=Padding.UPDATE),
-      ClientWeighting.MODULE,
+      LAYOUT,
+      LocalTraining(
+        prune_decay=0.5,
+        prune_weight=0.3,
+        padding=Padding.UPDATE,
+        weights=ClientWeighting.MODULE,
+      ),
       tff.learning.optimizers.build_sgdm(rate),
     )
   )
@@ -100,7 +106,7 @@ def test_types(work):
   sums = 'loss predictions examples steps clients trained_clients pruned_clients'
   assert names == [*sums.split(), 'non_finite_clients', 'trained_parameters', 'rank_histogram']
   assert work.next.type_signature.result['device_state'].placement is tff.CLIENTS
-  assert work.max_rank == toy_model.MAX_RANK
+  assert work.message_type == adapters_type(shapes, toy_model.MAX_RANK)
 
 
 class DiceModel(toy_model.LinearModel):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from hetlora_tff.adapters.adapter_types import adapters_type, model_weights_type
+from hetlora_tff.adapters.layout import adapters_type, model_weights_type
 from hetlora_tff.distribution.broadcast import build_truncating_broadcast
 from tests.hetlora_tff import toy_model
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from hetlora_tff.adapters.adapter_types import adapters_type
+from hetlora_tff.adapters.layout import adapters_type
 from hetlora_tff.distribution.select import RankSelect
 from tests.hetlora_tff import toy_model
 

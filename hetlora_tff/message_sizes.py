@@ -1,0 +1,69 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a round's messages weigh, counted from their types."""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow_federated as tff
+
+from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
+
+_FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MessageSizes:
+  """Bytes of tensors per client; weights and counts beside them are not in.
+
+  Attributes:
+    layout: of the adapters; None where the whole model is trained.
+    weights_type: what a broadcast sends.
+    message_type: what a client sends.
+    selects_rank: whether a client is sent its slice only.
+  """
+
+  layout: AdapterLayout | None
+  weights_type: tff.Type
+  message_type: tff.Type
+  selects_rank: bool = False
+
+  def download(self, rank: int) -> int:
+    """Bytes that one client of `rank` downloads."""
+    return self.slice(rank) if self.selects_rank else num_bytes(self.weights_type)
+
+  def upload(self, rank: int) -> int:
+    """Bytes that one client uploads: the same for every rank, since padding hides it."""
+    del rank
+    return num_bytes(self.message_type)
+
+  def slice(self, rank: int) -> int:
+    """Bytes of what a client of `rank` trains, whoever moves it."""
+    return _FLOAT_BYTES * self.trained_parameters(rank)
+
+  def trained_parameters(self, rank: int) -> int:
+    """Numbers that a client of `rank` trains; of alternating factors the mean of two rounds."""
+    held = self.held_parameters(rank)
+    if self.layout is None or self.layout.trained is TrainedFactors.BOTH:
+      return held
+    if self.layout.trained is TrainedFactors.ALTERNATING:
+      return held // 2
+    return sum(r * self.layout.shapes[path].d_out for path, r in self._ranks(rank))
+
+  def held_parameters(self, rank: int) -> int:
+    """Numbers of the adapters that a client of `rank` computes with; all of a whole model."""
+    if self.layout is None:
+      return num_bytes(self.message_type) // _FLOAT_BYTES
+    return sum(self.layout.shapes[path].num_trained(r) for path, r in self._ranks(rank))
+
+  def _ranks(self, rank: int):
+    config = self.layout.config
+    return [(path, min(rank, config.module_rank(path))) for path in self.layout.shapes]
+
+
+def num_bytes(type_: tff.Type) -> int:
+  """Bytes of all tensors of a TFF type with fully defined shapes."""
+  if isinstance(type_, tff.TensorType):
+    return math.prod(type_.shape) * np.dtype(type_.dtype).itemsize
+  return sum(num_bytes(element) for _, element in tff.structure.iter_elements(type_))

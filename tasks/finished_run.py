@@ -1,0 +1,140 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished run says of itself, read from its directory; no TensorFlow."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tasks import plots
+from tasks.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+  """A run with a result.
+
+  Attributes:
+    directory: of the run.
+    config: all its settings.
+    inputs: digests of its backbone and data.
+    base_loss: held-out loss of the untuned base, nats per token.
+    final_loss: that of the tuned model.
+    base_rouge_l: RougeL of what the untuned base writes, or None without decoding.
+    final_rouge_l: that of the tuned model, or None.
+    metrics: columns of `metrics.csv`, float64 `[rounds + 1]`; NaN where nothing was measured.
+  """
+
+  directory: pathlib.Path
+  config: Mapping[str, Any]
+  inputs: Mapping[str, str]
+  base_loss: float
+  final_loss: float
+  base_rouge_l: float | None
+  final_rouge_l: float | None
+  metrics: plots.Table
+
+  @classmethod
+  def read(cls, directory: pathlib.Path) -> 'FinishedRun':
+    """Reads a run's files.
+
+    Raises:
+      UserError: naming the directory that holds no finished run, or the file that is malformed.
+    """
+    if not (directory / 'config.json').is_file():
+      raise UserError(f'{directory} holds no run (no config.json).')
+    if not (directory / 'summary.json').is_file():
+      raise UserError(
+        f'{directory} holds an unfinished run (no summary.json); finish it with'
+        f' hetlora train --resume --output-dir {directory}.'
+      )
+    config = _read_object(directory / 'config.json')
+    summary = _read_object(directory / 'summary.json')
+    base, final = (_object(summary.get(name)) for name in ('base', 'final'))
+    try:
+      metrics = plots.read_table(directory / 'metrics.csv', ['round'])
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    return cls(
+      directory=directory,
+      config={'method': 'hetlora', **config},
+      inputs=_inputs(directory),
+      base_loss=_loss(directory, base),
+      final_loss=_loss(directory, final),
+      base_rouge_l=_finite(base.get('rouge_l')),
+      final_rouge_l=_finite(final.get('rouge_l')),
+      metrics=metrics,
+    )
+
+  @property
+  def method(self) -> str:
+    """The method's name, as on the command line."""
+    return str(self.config['method'])
+
+  @property
+  def seed(self) -> Any:
+    """The seed of its splits, ranks, cohorts and initial adapters."""
+    return self.config.get('seed')
+
+  def per_round(self, column: str) -> np.ndarray | None:
+    """A column over the rounds that trained, or None if a round lacks it: a sum would be short."""
+    trained = self.metrics['round'] > 0
+    values = self.metrics.get(column)
+    if values is None or not trained.any() or not np.isfinite(values[trained]).all():
+      return None
+    return values[trained]
+
+  def mean(self, column: str) -> float | None:
+    """The mean of a column over the rounds that have it, or None without any."""
+    _, values = plots.measured(self.metrics, column)
+    return float(values.mean()) if len(values) else None
+
+  def messages(self) -> float:
+    """Clients times rounds that trained."""
+    rounds = int((self.metrics['round'] > 0).sum())
+    return rounds * (_finite(self.config.get('clients_per_round')) or math.nan)
+
+
+def _read_object(path: pathlib.Path) -> Mapping[str, Any]:
+  try:
+    content = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON: {error}.') from error
+  if not isinstance(content, dict):
+    raise UserError(f'{path} must hold a JSON object.')
+  return content
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+  return value if isinstance(value, dict) else {}
+
+
+def _finite(value: Any) -> float | None:
+  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    return None
+  return float(value)
+
+
+def _loss(directory: pathlib.Path, record: Mapping[str, Any]) -> float:
+  loss = _finite(record.get('loss'))
+  if loss is None:
+    raise UserError(f'{directory / "summary.json"} has no held-out loss before and after tuning.')
+  return loss
+
+
+def _inputs(directory: pathlib.Path) -> Mapping[str, str]:
+  path = directory / 'environment.json'
+  inputs = _object(_read_object(path).get('inputs')) if path.is_file() else {}
+  if not {'data_sha256', 'backbone_sha256'} <= set(inputs):
+    raise UserError(
+      f'{directory} does not say which data and backbone it used (inputs in environment.json);'
+      ' run it again.'
+    )
+  return inputs

@@ -1,0 +1,116 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that a method is composed of."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_federated as tff
+
+import hetlora_tff
+from hetlora_tff import aggregation
+from hetlora_tff.adapters.layout import TrainedFactors, adapters_type
+from hetlora_tff.distribution import RankSelect
+from hetlora_tff.full_fine_tuning import build_full_process
+from tasks.config import RunConfig
+
+_AGGREGATORS = {
+  'hetlora': aggregation.SparsityWeightedMeanFactory,
+  'homlora': aggregation.ZeroPadMeanFactory,
+  'naive': aggregation.ZeroPadMeanFactory,
+  'svd': aggregation.ProductSvdFactory,
+  'stacking': aggregation.StackingFactory,
+  'ffa': aggregation.ZeroPadMeanFactory,
+  'rolora': aggregation.ZeroPadMeanFactory,
+  'fedex': aggregation.ResidualCorrectedMeanFactory,
+}
+_TRAINED = {'ffa': TrainedFactors.B, 'rolora': TrainedFactors.ALTERNATING}
+
+
+def lora_config(config: RunConfig) -> hetlora_tff.LoraConfig | None:
+  """The adapters of a run; None where all weights are trained."""
+  if config.method == 'full':
+    return None
+  return hetlora_tff.LoraConfig(
+    max_rank=config.max_rank,
+    alpha=config.alpha,
+    targets=config.targets,
+    init_seed=config.seed,
+    rank_pattern=config.rank_pattern,
+  )
+
+
+def build_process(
+  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+) -> hetlora_tff.HetLoraProcess:
+  """The learning process of a run's method.
+
+  Args:
+    config: of the run.
+    model: that clients train.
+    ranks: int32 `[clients]`, of all devices before the first round.
+
+  Raises:
+    ValueError: if the model is too large for the method.
+  """
+  client_optimizer = _optimizer(config.client_optimizer, config.client_learning_rate)
+  server_optimizer = _optimizer(config.server_optimizer, config.server_learning_rate)
+  if config.method == 'full':
+    return build_full_process(
+      model,
+      weights=hetlora_tff.ClientWeighting(config.weights),
+      client_optimizer=client_optimizer,
+      server_optimizer=server_optimizer,
+    )
+  lora = lora_config(config)
+  distributor = None
+  if config.distribution == 'select':
+    distributor = RankSelect(adapters_type(model.module_shapes(lora), lora.max_rank), lora)
+  aggregator = _aggregator(config, ranks)
+  trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
+  replaces = isinstance(aggregator, aggregation.ProductAggregationFactory)
+  return hetlora_tff.build_hetlora_process(
+    model,
+    lora,
+    training=hetlora_tff.LocalTraining(
+      prune_decay=config.prune_decay,
+      prune_weight=config.prune_weight,
+      min_rank=config.min_rank,
+      padding=hetlora_tff.Padding(config.padding),
+      weights=_weighting(config),
+      trained=trained,
+    ),
+    client_optimizer=client_optimizer,
+    distributor=distributor,
+    aggregator=aggregator,
+    server_optimizer=(
+      None if replaces or trained is TrainedFactors.ALTERNATING else server_optimizer
+    ),
+    measures_deviation=config.deviation_from_exact,
+  )
+
+
+def _aggregator(config: RunConfig, ranks: np.ndarray) -> Any:
+  if config.method != 'coverage':
+    return _AGGREGATORS[config.method]()
+  if config.rank_dynamics != 'tier':
+    return aggregation.RankCoverageMeanFactory()
+  # Public tiers: how many clients of a round hold a row is known beforehand.
+  shares = [np.mean(ranks > row) for row in range(config.max_rank)]
+  return aggregation.RankCoverageMeanFactory(
+    [config.clients_per_round * float(share) for share in shares]
+  )
+
+
+def _weighting(config: RunConfig) -> hetlora_tff.ClientWeighting:
+  if config.method == 'coverage':  # Uniform, for every row by itself.
+    return hetlora_tff.ClientWeighting.COVERAGE
+  return hetlora_tff.ClientWeighting(config.weights)
+
+
+def _optimizer(name: str, learning_rate: float) -> tff.learning.optimizers.Optimizer:
+  build = {
+    'adam': tff.learning.optimizers.build_adam,
+    'sgd': tff.learning.optimizers.build_sgdm,
+  }
+  return build[name](learning_rate)

@@ -1,0 +1,59 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A finished run is read, and any other directory is refused by name in one line."""
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.finished_run import FinishedRun
+from tests.tasks import synthetic_runs
+
+
+@pytest.fixture(name='directory')
+def directory_fixture(tmp_path):
+  return synthetic_runs.write(tmp_path / 'run', final_loss=4.25, seed=3)
+
+
+def test_reads_what_the_run_says(directory):
+  run = FinishedRun.read(directory)
+  assert (run.method, run.seed, run.base_loss, run.final_loss) == ('hetlora', 3, 5.56, 4.25)
+  assert (run.base_rouge_l, run.final_rouge_l) == (0.05, 0.12)
+  assert run.per_round('round_seconds').tolist() == [9.0] * synthetic_runs.ROUNDS
+  assert run.messages() == 10 * synthetic_runs.ROUNDS
+
+
+def test_a_run_before_there_were_methods_is_hetlora(directory):
+  text = (directory / 'config.json').read_text().replace('"method": "hetlora", ', '')
+  (directory / 'config.json').write_text(text)
+  assert 'method' not in text
+  assert FinishedRun.read(directory).method == 'hetlora'
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'said'),
+  [
+    ('config.json', None, r'run holds no run \(no config.json\)'),
+    ('summary.json', None, r'run holds an unfinished run .* --resume --output-dir \S+run\.'),
+    ('metrics.csv', None, r'metrics\.csv: cannot be read'),
+    ('environment.json', None, 'run does not say which data'),
+    ('environment.json', '{"inputs": {"data_sha256": "0"}}', 'run does not say which data'),
+    ('environment.json', '[]', r'environment\.json must hold a JSON object'),
+    ('config.json', '{', r'config\.json is not JSON'),
+    ('summary.json', '{"base": 1, "final": {"loss": 4}}', r'summary\.json.* has no held-out loss'),
+    ('summary.json', '{"base": {"loss": 4}, "final": {"loss": NaN}}', 'has no held-out loss'),
+    ('metrics.csv', 'round,loss\n0\n', r'metrics\.csv: line 2 has 1 cells'),
+  ],
+)
+def test_refuses_what_is_no_finished_run(directory, name, content, said):
+  if content is None:
+    (directory / name).unlink()
+  else:
+    (directory / name).write_text(content)
+  with pytest.raises(UserError, match=said) as caught:
+    FinishedRun.read(directory)
+  assert '\n' not in str(caught.value)
+
+
+def test_refuses_a_directory_that_does_not_exist(tmp_path):
+  with pytest.raises(UserError, match='absent holds no run'):
+    FinishedRun.read(tmp_path / 'absent')
