@@ -206,10 +206,10 @@ def _svd_table(repeats: int, check: bool) -> rich.table.Table:
 
 def _excess(a: np.ndarray, b: np.ndarray, factors: LoraFactors) -> float:
   """Relative excess of the error over that of the exact truncated SVD, in float64."""
-  product = np.float64(b).T @ np.float64(a)
+  product = b.T.astype(np.float64) @ a.astype(np.float64)
   singular_squared = np.linalg.eigvalsh(product @ product.T)[::-1]
   best = np.sqrt(np.sum(singular_squared[_RANK:]))
-  approximation = np.float64(factors.b.numpy()) @ np.float64(factors.a.numpy())
+  approximation = factors.b.numpy().astype(np.float64) @ factors.a.numpy().astype(np.float64)
   return float(np.linalg.norm(product - approximation) / best - 1)
 
 

@@ -4,14 +4,16 @@
 
 from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.factors import LoraFactors
-from hetlora_tff.adapters.model import AdapterModel, CausalLanguageModel
+from hetlora_tff.adapters.factors import CorrectedFactors, LoraFactors
+from hetlora_tff.adapters.layout import TrainedFactors
+from hetlora_tff.adapters.model import AdapterModel, CausalLanguageModel, FullModel
 from hetlora_tff.clients.data import with_ranks
 from hetlora_tff.clients.messages import Padding
-from hetlora_tff.clients.ranks import truncated_power_law_ranks
+from hetlora_tff.clients.ranks import data_size_ranks, tier_ranks, truncated_power_law_ranks
 from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.evaluation import build_hetlora_eval_process
+from hetlora_tff.full_fine_tuning import build_full_process
 from hetlora_tff.message_sizes import MessageSizes
 from hetlora_tff.process import HetLoraOutput, HetLoraProcess, build_hetlora_process
 
@@ -20,7 +22,9 @@ __all__ = [
   'BackboneError',
   'CausalLanguageModel',
   'ClientWeighting',
+  'CorrectedFactors',
   'FrozenBackbone',
+  'FullModel',
   'HetLoraOutput',
   'HetLoraProcess',
   'LocalTraining',
@@ -28,8 +32,12 @@ __all__ = [
   'LoraFactors',
   'MessageSizes',
   'Padding',
+  'TrainedFactors',
+  'build_full_process',
   'build_hetlora_eval_process',
   'build_hetlora_process',
+  'data_size_ranks',
+  'tier_ranks',
   'truncated_power_law_ranks',
   'with_ranks',
 ]

@@ -46,8 +46,8 @@ def build_replacing_finalizer(
         a=tf.where(rows[:, tf.newaxis], new.a, held.a),
         b=tf.where(tf.reduce_any(rows), new.b, held.b),
       )
-      if layout.carries_residual:
-        residual = held.residual + layout.config.scaling * new.residual
+      if isinstance(factors, lora.CorrectedFactors):
+        residual = factors.residual + layout.config.scaling * new.residual
         factors = factors._replace(residual=residual)
       result[path] = factors
     return layout.weights(result)
@@ -75,7 +75,7 @@ def build_merging_finalizer(
     fresh = layout.initial_a(rounds_done)
     result = collections.OrderedDict()
     for path, held in layout.adapters(weights).items():
-      residual = held.residual + layout.config.scaling * aggregate[path]
+      residual = weights.non_trainable[path] + layout.config.scaling * aggregate[path]
       result[path] = lora.CorrectedFactors(fresh[path], tf.zeros_like(held.b), residual)
     return rounds_done, layout.weights(result)
 

@@ -44,22 +44,25 @@ class MessageSizes:
 
   def trained_parameters(self, rank: int) -> int:
     """Numbers that a client of `rank` trains; of alternating factors the mean of two rounds."""
-    held = self.held_parameters(rank)
-    if self.layout is None or self.layout.trained is TrainedFactors.BOTH:
+    held, layout = self.held_parameters(rank), self.layout
+    if layout is None or layout.trained is TrainedFactors.BOTH:
       return held
-    if self.layout.trained is TrainedFactors.ALTERNATING:
+    if layout.trained is TrainedFactors.ALTERNATING:
       return held // 2
-    return sum(r * self.layout.shapes[path].d_out for path, r in self._ranks(rank))
+    return sum(
+      min(rank, layout.config.module_rank(path)) * shape.d_out
+      for path, shape in layout.shapes.items()
+    )
 
   def held_parameters(self, rank: int) -> int:
     """Numbers of the adapters that a client of `rank` computes with; all of a whole model."""
-    if self.layout is None:
+    layout = self.layout
+    if layout is None:
       return num_bytes(self.message_type) // _FLOAT_BYTES
-    return sum(self.layout.shapes[path].num_trained(r) for path, r in self._ranks(rank))
-
-  def _ranks(self, rank: int):
-    config = self.layout.config
-    return [(path, min(rank, config.module_rank(path))) for path in self.layout.shapes]
+    return sum(
+      shape.num_trained(min(rank, layout.config.module_rank(path)))
+      for path, shape in layout.shapes.items()
+    )
 
 
 def num_bytes(type_: tff.Type) -> int:

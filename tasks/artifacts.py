@@ -19,6 +19,7 @@ import numpy as np
 import hetlora_tff
 from hetlora_tff.adapters import peft
 from hetlora_tff.adapters.factors import CorrectedFactors
+from hetlora_tff.adapters.model import Adapters
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator, Parameters
 from tasks.experiment import Experiment
@@ -41,7 +42,7 @@ def _arrays(value: Any) -> Any:
   return np.asarray(value)
 
 
-def save(root: pathlib.Path, experiment: Experiment, parameters: Parameters) -> str | None:
+def save(root: pathlib.Path, experiment: Experiment, parameters: Mapping[str, Any]) -> str | None:
   """Writes both directories of a run, as far as its method has them.
 
   Args:
@@ -78,10 +79,9 @@ def untuned(experiment: Experiment) -> tuple[Evaluator, Parameters]:
   """What evaluates the base model of a run, and what to give it."""
   if experiment.lora_config is None:
     return experiment.evaluator(), experiment.base.backbone.weights()
-  zeros = collections.OrderedDict(
-    (path, hetlora_tff.LoraFactors(_zeros(1, shape.d_in), _zeros(shape.d_out, 1)))
-    for path, shape in experiment.shapes.items()
-  )
+  zeros: Adapters = collections.OrderedDict()
+  for path, shape in experiment.shapes.items():
+    zeros[path] = hetlora_tff.LoraFactors(_zeros(1, shape.d_in), _zeros(shape.d_out, 1))
   return experiment.evaluator(), zeros
 
 
@@ -104,7 +104,7 @@ def load(root: pathlib.Path, experiment: Experiment) -> tuple[Evaluator, Paramet
   return experiment.evaluator(base), adapters
 
 
-def _has_residual(parameters: Parameters) -> bool:
+def _has_residual(parameters: Mapping[str, Any]) -> bool:
   return isinstance(next(iter(parameters.values())), CorrectedFactors)
 
 

@@ -217,8 +217,8 @@ class Experiment:
     if set(adapters) != set(self.shapes):
       raise ValueError(f'The adapter is for {", ".join(adapters)}, not {", ".join(self.shapes)}.')
     for path, shape in self.shapes.items():
-      a, b = adapters[path]
-      if (a.shape[1], b.shape[0]) != tuple(shape):
+      factors = adapters[path]
+      if (factors.a.shape[1], factors.b.shape[0]) != tuple(shape):
         raise ValueError(f'The adapter of {path} does not fit the backbone of this run.')
 
   def concurrent_clients(self) -> int:

@@ -29,8 +29,10 @@ _TRAINED = {'ffa': TrainedFactors.B, 'rolora': TrainedFactors.ALTERNATING}
 
 def lora_config(config: RunConfig) -> hetlora_tff.LoraConfig | None:
   """The adapters of a run; None where all weights are trained."""
-  if config.method == 'full':
-    return None
+  return None if config.method == 'full' else _adapters(config)
+
+
+def _adapters(config: RunConfig) -> hetlora_tff.LoraConfig:
   return hetlora_tff.LoraConfig(
     max_rank=config.max_rank,
     alpha=config.alpha,
@@ -62,7 +64,7 @@ def build_process(
       client_optimizer=client_optimizer,
       server_optimizer=server_optimizer,
     )
-  lora = lora_config(config)
+  lora = _adapters(config)
   distributor = None
   if config.distribution == 'select':
     distributor = RankSelect(adapters_type(model.module_shapes(lora), lora.max_rank), lora)

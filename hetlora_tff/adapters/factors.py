@@ -82,7 +82,7 @@ def pad(factors: LoraFactors, max_rank: int) -> LoraFactors:
   )
 
 
-def product_norm(factors: LoraFactors) -> tf.Tensor:
+def product_norm(factors: Factors) -> tf.Tensor:
   """Frobenius norm of `b @ a`, without forming it.
 
   `||b a||_F^2 = tr((b a)^T b a) = tr((b^T b)(a a^T))`: two `rank x rank` Gram matrices instead of
@@ -100,7 +100,7 @@ def product_norm(factors: LoraFactors) -> tf.Tensor:
   return tf.sqrt(tf.maximum(tf.reduce_sum(gram_a * gram_b), 0.0))
 
 
-def tail_norm(factors: LoraFactors, start) -> tf.Tensor:
+def tail_norm(factors: Factors, start) -> tf.Tensor:
   """`||b[:, start:]||_F * ||a[start:, :]||_F`, the quantity that self-pruning shrinks.
 
   Its gradient is defined (zero) where a tail is all zeros, as `b` is at the start of training.

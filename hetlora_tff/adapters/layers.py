@@ -201,11 +201,12 @@ class LoraLayer(tf.keras.layers.Layer):
       raise ValueError(f'Factor `a` for {self.name!r} must be [rank, {self.d_in}], got {a.shape}.')
     if not b.shape.is_compatible_with([self.d_out, None]):
       raise ValueError(f'Factor `b` for {self.name!r} must be [{self.d_out}, rank], got {b.shape}.')
-    if len(factors) == 3 and not factors.residual.shape.is_compatible_with([self.d_out, self.d_in]):
-      raise ValueError(
-        f'The residual for {self.name!r} must be [{self.d_out}, {self.d_in}], '
-        f'got {factors.residual.shape}.'
-      )
+    if isinstance(factors, CorrectedFactors):
+      shape = factors.residual.shape
+      if not shape.is_compatible_with([self.d_out, self.d_in]):
+        raise ValueError(
+          f'The residual for {self.name!r} must be [{self.d_out}, {self.d_in}], got {shape}.'
+        )
     if a.shape.rank and b.shape.rank and not a.shape[:1].is_compatible_with(b.shape[1:]):
       raise ValueError(
         f'Factors for {self.name!r} must share their rank, got {a.shape[0]} and {b.shape[1]}.'

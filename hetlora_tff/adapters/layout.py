@@ -143,14 +143,13 @@ class AdapterLayout:
       return collections.OrderedDict(
         (path, lora.LoraFactors(initial[path], weights.trainable[path])) for path in self.shapes
       )
-    if self.carries_residual:
-      return collections.OrderedDict(
-        (path, lora.CorrectedFactors(*weights.trainable[path], weights.non_trainable[path]))
-        for path in self.shapes
-      )
-    return collections.OrderedDict(
-      (path, lora.LoraFactors(*weights.trainable[path])) for path in self.shapes
-    )
+    result: Adapters = collections.OrderedDict()
+    for path in self.shapes:
+      a, b = weights.trainable[path]
+      result[path] = lora.LoraFactors(a, b)
+      if self.carries_residual:
+        result[path] = lora.CorrectedFactors(a, b, weights.non_trainable[path])
+    return result
 
   def weights(
     self, adapters: Mapping[str, lora.Factors], rounds_done: int | tf.Tensor = 0

@@ -35,7 +35,7 @@ def merged_kernels(
   adapted = injection.inject_lora(model, config, create_variables=False)
   kernels = collections.OrderedDict()
   with injection.bound(adapted, adapters):
-    for layer in adapted.values():
-      kernel = layer.kernel + layer.kernel_update(layer.factors)
+    for path, layer in adapted.items():
+      kernel = layer.kernel + layer.kernel_update(adapters[path])
       kernels[names[id(layer.kernel)]] = kernel.numpy()
   return kernels

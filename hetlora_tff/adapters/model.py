@@ -14,7 +14,7 @@ from hetlora_tff.adapters import factors as lora
 from hetlora_tff.adapters import injection, layers
 from hetlora_tff.adapters.config import LoraConfig
 
-Adapters = collections.OrderedDict[str, lora.LoraFactors]
+Adapters = collections.OrderedDict[str, lora.Factors]
 Weights = collections.OrderedDict[str, tf.Tensor]
 
 
@@ -41,7 +41,7 @@ class BatchLoss(NamedTuple):
   count: tf.Tensor
 
 
-LossFn = Callable[[Mapping[str, lora.LoraFactors], Any], BatchLoss]
+LossFn = Callable[[Mapping[str, lora.Factors], Any], BatchLoss]
 
 
 class AdapterModel(Protocol):
@@ -140,7 +140,7 @@ class CausalLanguageModel:
     model = self.backbone.build()
     adapted = injection.inject_lora(model, config, create_variables=False)
 
-    def loss_fn(adapters: Mapping[str, lora.LoraFactors], batch) -> BatchLoss:
+    def loss_fn(adapters: Mapping[str, lora.Factors], batch) -> BatchLoss:
       with layers.bound(adapted, adapters):
         return causal_loss(model, batch)
 

@@ -57,14 +57,15 @@ class RankCoverageMeanFactory(tff.aggregators.WeightedAggregationFactory):
     Raises:
       ValueError: naming the argument.
     """
+    expected = None
+    self._expected_clients = None
     if expected_clients is not None:
       if weight_sum_factory is not None:
         raise ValueError('With `expected_clients` no weights are summed: no `weight_sum_factory`.')
-      expected_clients = np.asarray(expected_clients, np.float32)
-      valid = np.isfinite(expected_clients) & (expected_clients >= 0)
-      if expected_clients.ndim != 1 or not np.all(valid):
+      expected = np.asarray(expected_clients, np.float32)
+      if expected.ndim != 1 or not np.all(np.isfinite(expected) & (expected >= 0)):
         raise ValueError(f'`expected_clients` must be numbers >= 0, got {expected_clients}.')
-    self._expected_clients = expected_clients
+      self._expected_clients = expected
     self._value_sum_factory = value_sum_factory or tff.aggregators.SumFactory()
     self._weight_sum_factory = weight_sum_factory or tff.aggregators.SumFactory()
     self._count_sum_factory = count_sum_factory or tff.aggregators.SumFactory()

@@ -51,32 +51,9 @@ def build_deviation_from_exact(
   """
   shapes = factor_shapes(adapters_type, others=('residual',))
   _check_weight_type(weight_type, shapes)
-  asked_type = tff.to_type(
-    collections.OrderedDict(
-      (
-        path,
-        LoraFactors(
-          a=tff.TensorType(np.float32, [shape.rank, shape.d_in]),
-          b=tff.TensorType(np.float32, [shape.d_out, shape.rank]),
-        ),
-      )
-      for path, shape in shapes.items()
-    )
-  )
   stacker = Stacker(shapes)
-
-  @tff.tensorflow.computation(asked_type, weight_type)
-  def screen(asked, weight):
-    rows = _row_weights(weight, shapes)
-    finite = all_finite((asked, rows, [product_norm(factors) for factors in asked.values()]))
-    return zero_unless(finite, asked), zero_unless(finite, rows)
-
-  rows_type = screen.type_signature.result[1]
-
-  @tff.tensorflow.computation(asked_type, rows_type, rows_type)
-  def share(asked, rows, totals):
-    shares = {path: tf.math.divide_no_nan(rows[path], totals[path]) for path in shapes}
-    return stacker.pack({path: f._replace(b=f.b * shares[path]) for path, f in asked.items()})
+  screen, share = _build_client_side(_asked_type(shapes), weight_type, shapes, stacker)
+  asked_type, rows_type = screen.type_signature.result
 
   @tff.tensorflow.computation(stacker.result_type, rows_type, adapters_type, adapters_type)
   def measure(stacks, totals, before, after):
@@ -103,6 +80,41 @@ def build_deviation_from_exact(
     return tff.federated_map(measure, (stacker.gather(shares), totals, before, after))
 
   return deviation_from_exact
+
+
+def _asked_type(shapes: FactorShapes) -> tff.StructWithPythonType:
+  """`{path: LoraFactors}` of the full rank, float32."""
+  return tff.to_type(
+    collections.OrderedDict(
+      (
+        path,
+        LoraFactors(
+          a=tff.TensorType(np.float32, [shape.rank, shape.d_in]),
+          b=tff.TensorType(np.float32, [shape.d_out, shape.rank]),
+        ),
+      )
+      for path, shape in shapes.items()
+    )
+  )
+
+
+def _build_client_side(asked_type, weight_type, shapes: FactorShapes, stacker: Stacker):
+  """What a client computes: `(asked, W) -> (asked, rows)`, and its share, packed."""
+
+  @tff.tensorflow.computation(asked_type, weight_type)
+  def screen(asked, weight):
+    rows = _row_weights(weight, shapes)
+    finite = all_finite((asked, rows, [product_norm(factors) for factors in asked.values()]))
+    return zero_unless(finite, asked), zero_unless(finite, rows)
+
+  rows_type = screen.type_signature.result[1]
+
+  @tff.tensorflow.computation(asked_type, rows_type, rows_type)
+  def share(asked, rows, totals):
+    shares = {path: tf.math.divide_no_nan(rows[path], totals[path]) for path in shapes}
+    return stacker.pack({path: f._replace(b=f.b * shares[path]) for path, f in asked.items()})
+
+  return screen, share
 
 
 def _squared_norms(stack: Rows, totals, before, after, scaling: float):

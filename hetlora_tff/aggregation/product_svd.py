@@ -30,7 +30,7 @@ class ProductSvdFactory(ProductAggregationFactory):
     def decompose(stacks, total):
       result = collections.OrderedDict()
       for path, shape in shapes.items():
-        best = best_low_rank(*stacks[path], shape.rank)
+        best = best_low_rank(stacks[path].a, stacks[path].b, shape.rank)
         result[path] = LoraFactors(best.a, tf.math.divide_no_nan(best.b, total))
       return result
 

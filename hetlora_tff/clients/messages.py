@@ -102,7 +102,7 @@ def padded(layout: AdapterLayout, path: str, factors: lora.Factors) -> lora.Lora
   return lora.pad(lora.LoraFactors(factors.a, factors.b), layout.config.module_rank(path))
 
 
-def pack_alternating(factors: lora.LoraFactors, holds_b: tf.Tensor) -> tf.Tensor:
+def pack_alternating(factors: lora.Factors, holds_b: tf.Tensor) -> tf.Tensor:
   """`b^T` or `a` in a matrix `[R, max(d_in, d_out)]`: one shape for both kinds of round."""
   d_in, d_out = factors.a.shape[1], factors.b.shape[0]
   width = max(d_in, d_out)

@@ -31,7 +31,7 @@ def candidate_rank(rank: tf.Tensor, prune_decay: float, min_rank: int) -> tf.Ten
   return tf.minimum(tf.maximum(decayed, min_rank), rank)
 
 
-def tail_product(modules: Iterable[lora.LoraFactors], start: tf.Tensor) -> tf.Tensor:
+def tail_product(modules: Iterable[lora.Factors], start: tf.Tensor) -> tf.Tensor:
   """`sum_l ||b_l[:, start:]||_F ||a_l[start:, :]||_F` over the modules of one client."""
   return tf.add_n([lora.tail_norm(factors, start) for factors in modules])
 

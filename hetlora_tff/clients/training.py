@@ -15,7 +15,7 @@ from hetlora_tff.adapters import factors as lora
 from hetlora_tff.adapters.backbone import keras_classes_restored
 from hetlora_tff.adapters.finite import all_finite, zero_unless
 from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
-from hetlora_tff.adapters.model import AdapterModel, Adapters, LossFn
+from hetlora_tff.adapters.model import AdapterModel, Adapters, FullModel, LossFn
 from hetlora_tff.clients import messages, pruning
 from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.weights import ClientWeighting, client_weight
@@ -94,7 +94,7 @@ class _Shape:
   dtype: tf.DType
 
 
-def client_data_type(model: AdapterModel) -> tff.StructWithPythonType:
+def client_data_type(model: AdapterModel | FullModel) -> tff.StructWithPythonType:
   """`<rank=int32*, examples=batch*>`: the rank is a sequence of exactly one element.
 
   TFF's `ClientWorkProcess` takes sequences only as client data.
@@ -136,7 +136,8 @@ def build_train_on_client(
   Raises:
     ValueError: if padding or weights are left open.
   """
-  if training.padding is None or training.weights is None:
+  padding, weighting = training.padding, training.weights
+  if padding is None or weighting is None:
     raise ValueError('`training` must say its `padding` and `weights`.')
 
   @tff.tensorflow.computation(layout.weights_type(None), client_data_type(model))
@@ -162,7 +163,7 @@ def build_train_on_client(
       trained = run_local_steps(loss, moved, examples, optimizer, penalty if prunes else None)
       trained = trained._replace(parameters=adapters_of(trained.parameters))
       received_here = _Received(weights, whole, start, rank, candidate)
-      return _client_output(layout, training, received_here, trained, shows_asked)
+      return _client_output(layout, padding, weighting, received_here, trained, shows_asked)
 
     return run(received, client_data['rank'], client_data['examples'])
 
@@ -181,7 +182,8 @@ class _Received(NamedTuple):
 
 def _client_output(
   layout: AdapterLayout,
-  training: LocalTraining,
+  padding: Padding,
+  weighting: ClientWeighting,
   received: _Received,
   trained: Trained,
   shows_asked: bool,
@@ -197,14 +199,14 @@ def _client_output(
   kept = _map_modules(lambda f: lora.truncate(f, decided), trained.parameters)
   start = _map_modules(lambda f: lora.truncate(f, decided), received.start)
   held_rows = tf.sequence_mask(decided, max_rank, tf.float32)
-  weight = client_weight(training.weights, kept, trained.examples, held_rows)
+  weight = client_weight(weighting, kept, trained.examples, held_rows)
   # Finite factors may still have an infinite norm, and the loss goes into a sum, too.
   finite = all_finite((trained.parameters, weight, trained.loss))
   healthy = tf.logical_and(trained.examples > 0, finite)
   kept_rank = tf.where(healthy, decided, rank)
   alternates = layout.trained is TrainedFactors.ALTERNATING
   trains_b = layout.trains_b(received.weights) if alternates else None
-  padding, whole = training.padding, received.whole
+  whole = received.whole
   update = messages.message(layout, padding, whole, start, kept, trains_b)
   asked = messages.asked(layout, padding, whole, start, kept) if shows_asked else ()
   num_trained = _num_trained(layout, rank, trains_b)

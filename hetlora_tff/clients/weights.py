@@ -36,7 +36,7 @@ class ClientWeighting(enum.Enum):
 
 def client_weight(
   weighting: ClientWeighting,
-  factors: Mapping[str, lora.LoraFactors],
+  factors: Mapping[str, lora.Factors],
   num_examples: tf.Tensor,
   held_rows: tf.Tensor | None = None,
 ) -> tf.Tensor | collections.OrderedDict[str, tf.Tensor]:
