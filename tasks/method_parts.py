@@ -9,7 +9,7 @@ import tensorflow_federated as tff
 
 import hetlora_tff
 from hetlora_tff import aggregation
-from hetlora_tff.adapters.layout import TrainedFactors, adapters_type
+from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
 from hetlora_tff.distribution import RankSelect
 from hetlora_tff.full_fine_tuning import build_full_process
 from tasks.config import RunConfig
@@ -67,7 +67,8 @@ def build_process(
   lora = _adapters(config)
   distributor = None
   if config.distribution == 'select':
-    distributor = RankSelect(adapters_type(model.module_shapes(lora), lora.max_rank), lora)
+    layout = AdapterLayout(model.module_shapes(lora), lora)
+    distributor = RankSelect(layout.adapters_type(lora.max_rank), lora)
   aggregator = _aggregator(config, ranks)
   trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
   replaces = isinstance(aggregator, aggregation.ProductAggregationFactory)

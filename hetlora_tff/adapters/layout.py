@@ -129,7 +129,8 @@ class AdapterLayout:
       noise = tf.random.stateless_normal(
         [self.config.module_rank(path), shape.d_in], seed, alg='philox'
       )
-      result[path] = noise / tf.sqrt(float(shape.d_in))
+      # No division: a graph may replace it by this product, and then rounds another way.
+      result[path] = noise * shape.d_in**-0.5
     return result
 
   def adapters(self, weights: ModelWeights) -> Adapters:

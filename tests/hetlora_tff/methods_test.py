@@ -38,10 +38,10 @@ METHODS = {
 
 
 @functools.cache
-def build(name, measures_deviation=False):
+def build(name, measures_deviation=False, model=toy_model.LinearModel):
   factory, training = METHODS[name]
   return build_hetlora_process(
-    toy_model.LinearModel(),
+    model(),
     toy_model.CONFIG,
     training=LocalTraining(prune_decay=1.0, **training),
     client_optimizer=tff.learning.optimizers.build_sgdm(method_oracles.METHOD.client_rate),
@@ -179,6 +179,13 @@ def test_deviation_is_that_of_the_oracle(name):
     expected = method_oracles.deviation(server, after, method_oracles.asked_state(server, clients))
     assert expected > 1e-3
     assert measured == pytest.approx(expected, rel=1e-3)
+
+
+def test_measuring_sees_the_training_that_was_aggregated():
+  # A runtime that trained a second time for the measurement would throw other dice.
+  process = build('fedex', measures_deviation=True, model=toy_model.DiceModel)
+  output = process.next(start(process), clients_of('fedex'))
+  assert float(output.metrics['deviation_from_exact']) < 1e-6
 
 
 def test_bytes_are_those_of_the_messages():

@@ -10,6 +10,7 @@ import pytest
 import tensorflow_federated as tff
 
 from hetlora_tff import process as process_lib
+from hetlora_tff.adapters.factors import LoraFactors
 from hetlora_tff.adapters.layout import AdapterLayout, adapters_type, model_weights_type
 from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.training import LocalTraining
@@ -151,6 +152,38 @@ def test_first_round_starts_at_zero_b_and_prunes_nobody(select):
   first = run(process, None, RANKS, DATA)
   assert first[0][1] == RANKS
   assert_same(first, run_oracle(method, adapters, RANKS, DATA))
+
+
+@pytest.mark.parametrize('select', [False, True])
+def test_a_module_with_a_rank_of_its_own_is_trained_up_to_it(select):
+  config = dataclasses.replace(toy_model.CONFIG, rank_pattern={'second': 2})
+  layout = AdapterLayout(toy_model.LinearModel().module_shapes(config), config)
+  process = process_lib.build_hetlora_process(
+    toy_model.LinearModel(),
+    config,
+    training=LocalTraining(prune_decay=1.0, padding=Padding.UPDATE),
+    client_optimizer=tff.learning.optimizers.build_sgdm(0.01),
+    distributor=RankSelect(layout.adapters_type(4), config) if select else None,
+  )
+  cut = {path: (a, b) for path, (a, b) in SERVER.items()}
+  cut['second'] = (SERVER['second'].a[:2], SERVER['second'].b[:, :2])
+  adapters = {path: LoraFactors(*pair) for path, pair in cut.items()}
+  state = process.as_learning_process().set_model_weights(
+    process.initialize(), layout.weights(adapters)
+  )
+  # Ranks that are zero in both factors have no gradient: the oracle's rank 4 computes the same.
+  whole = paper_oracle.float64(SERVER)
+  whole['second'][0][2:], whole['second'][1][:, 2:] = 0.0, 0.0
+  method = paper_oracle.Method(padding='update', client_rate=0.01)
+  expected = paper_oracle.train(method, whole, 4, toy_model.batches(DATA[0])).after
+  state, metrics, _ = process.next(state, [toy_model.client_data(4, DATA[0])])
+  trained = process.get_model_weights(state)
+  np.testing.assert_allclose(trained['first'].b, expected['first'][1], atol=1e-5)
+  np.testing.assert_allclose(trained['second'].a, expected['second'][0][:2], atol=1e-5)
+  assert trained['second'].a.shape == (2, 5)
+  numbers = 4 * (3 + 5) + 2 * (5 + 2)
+  assert metrics['client_work']['trained_parameters'] == numbers
+  assert process.sizes.slice(4) == process.sizes.upload(1) == 4 * numbers
 
 
 def test_initial_a_is_gaussian_of_unit_input_scale():

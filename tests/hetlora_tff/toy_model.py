@@ -57,6 +57,19 @@ class LinearModel:
     return loss_fn
 
 
+class DiceModel(LinearModel):
+  """Loss `u * sum(a of first)`, with a fresh random `u` in [1, 2) for every batch."""
+
+  def build(self, config):
+    def loss_fn(adapters, batch):
+      del batch
+      zero = tf.add_n([tf.reduce_sum(x) for f in adapters.values() for x in f]) * 0.0
+      dice = tf.random.uniform([], 1.0, 2.0)
+      return model_lib.BatchLoss(dice * tf.reduce_sum(adapters['first'].a) + zero, tf.constant(1.0))
+
+    return loss_fn
+
+
 def examples(seed: int, number: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
   """Features `[number, 3]` and targets `[number, 2]`."""
   rng = np.random.default_rng(seed)

@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters.layout import AdapterLayout, adapters_type, model_weights_type
-from hetlora_tff.adapters.model import BatchLoss
 from hetlora_tff.clients import training as training_lib
 from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.training import LocalTraining
@@ -109,22 +107,9 @@ def test_types(work):
   assert work.message_type == adapters_type(shapes, toy_model.MAX_RANK)
 
 
-class DiceModel(toy_model.LinearModel):
-  """Loss `u * sum(a of first)`, with a fresh random `u` in [1, 2) for every batch."""
-
-  def build(self, config):
-    def loss_fn(adapters, batch):
-      del batch
-      zero = tf.add_n([tf.reduce_sum(x) for f in adapters.values() for x in f]) * 0.0
-      dice = tf.random.uniform([], 1.0, 2.0)
-      return BatchLoss(dice * tf.reduce_sum(adapters['first'].a) + zero, tf.constant(1.0))
-
-    return loss_fn
-
-
 def test_a_client_trains_once_a_round():
   # Trained twice, the loss would tell one roll of the dice and the update another.
-  output = _run(build(DiceModel(), rate=1.0).next, [toy_model.examples(1, 2)] * 2, [1, 1])
+  output = _run(build(toy_model.DiceModel(), rate=1.0).next, [toy_model.examples(1, 2)] * 2, [1, 1])
   rolls = [float(result.update['first'].a[0, 0]) for result in output['result']]
   assert rolls[0] != rolls[1]
   total = float(np.sum(SERVER['first'].a[:1]))
