@@ -54,7 +54,7 @@ def _tail(adapters, start):
   )
 
 
-def _gradients(method, adapters, x, y, residual):
+def _gradients(method, adapters, x, y, residual=None):
   """Of the mean squared error of `y - E2 E1 x`, `E = W + residual + alpha / R b a`."""
   scaling = method.alpha / method.max_rank
   frozen = {path: w.astype(np.float64) for path, w in toy_model.frozen_weights().items()}

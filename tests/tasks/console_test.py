@@ -11,6 +11,7 @@ _ROW = {
   'pruned_clients': 0,
   'non_finite_clients': 0,
   'round_seconds': 1.26,
+  'mean_rank': 6.0,
 }
 
 
@@ -58,3 +59,7 @@ def test_resumed_run_says_where_it_goes_on(capsys):
     progress.say_busy('evaluating')
     progress.say('[bold]as it is[/bold]')
   assert capsys.readouterr().err == 'Resuming after round 3.\n[bold]as it is[/bold]\n'
+
+
+def test_ranks_are_left_out_where_they_mean_nothing(shown):
+  assert 'rank' not in shown(mean_rank='')
