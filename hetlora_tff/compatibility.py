@@ -18,6 +18,20 @@ from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
 
+_FACTORIES = (
+  tff.aggregators.UnweightedAggregationFactory,
+  tff.aggregators.WeightedAggregationFactory,
+)
+_IN_THE_CLEAR = (
+  ProductAggregationFactory,
+  RankCoverageMeanFactory,
+  SparsityWeightedMeanFactory,
+  ZeroPadMeanFactory,
+  tff.aggregators.MeanFactory,
+  tff.aggregators.SumFactory,
+  tff.aggregators.UnweightedMeanFactory,
+)
+
 
 def resolve_training(training: LocalTraining, aggregator: Any) -> LocalTraining:
   """The training with the padding and the weights that an aggregator needs, where left open.
@@ -25,10 +39,8 @@ def resolve_training(training: LocalTraining, aggregator: Any) -> LocalTraining:
   Raises:
     ValueError: if the aggregator cannot use what was asked for.
   """
-  if (
-    isinstance(aggregator, ProductAggregationFactory)
-    and training.trained is not TrainedFactors.BOTH
-  ):
+  takes_both = isinstance(aggregator, ProductAggregationFactory | RankCoverageMeanFactory)
+  if takes_both and training.trained is not TrainedFactors.BOTH:
     raise ValueError(
       f'{type(aggregator).__name__} takes both factors, not TrainedFactors.{training.trained.name}.'
     )
@@ -92,28 +104,26 @@ def resolve_weighting(weighting: ClientWeighting | None, aggregator: Any) -> Cli
   return ClientWeighting.UNIFORM if is_plain else ClientWeighting.MODEL
 
 
-def check_measurable(aggregator: Any, process: tff.templates.AggregationProcess) -> None:
-  """Refuses to look at single clients where an aggregator is there to hide them.
+def check_measurable(aggregator: Any) -> None:
+  """Refuses to look at single clients beside an aggregator that may be there to hide them.
+
+  Closed by default: an aggregator counts as hiding them unless it, and all that is inside it, is
+  known to sum in the clear.
 
   Raises:
-    ValueError: naming differential privacy or secure aggregation.
+    ValueError: naming the factory that may be private or secure.
   """
-  if any(
-    isinstance(f, tff.aggregators.DifferentiallyPrivateFactory) for f in _factories(aggregator)
-  ):
-    raise ValueError('`deviation_from_exact` needs single updates: not with differential privacy.')
-  try:
-    tff.test.assert_not_contains_secure_aggregation(process.next)
-  except AssertionError as error:
-    raise ValueError(
-      '`deviation_from_exact` needs single updates: not with secure aggregation.'
-    ) from error
+  for factory in _factories(aggregator):
+    if not isinstance(factory, _IN_THE_CLEAR):
+      raise ValueError(
+        '`deviation_from_exact` looks at single clients, in simulations without differential '
+        f'privacy and secure aggregation only: not beside {type(factory).__name__}.'
+      )
 
 
 def _factories(factory: Any):
   """A factory and those inside it."""
-  kinds = tff.aggregators.UnweightedAggregationFactory | tff.aggregators.WeightedAggregationFactory
   yield factory
-  for inner in getattr(factory, '__dict__', {}).values():
-    if isinstance(inner, kinds):
+  for inner in vars(factory).values():
+    if isinstance(inner, _FACTORIES):
       yield from _factories(inner)

@@ -33,7 +33,9 @@ def build_hetlora_eval_process(
   @SERVER>)`: sums over the clients of each tier, so that `loss / predictions` is the tier's mean
   loss (NaN for a tier without predictions). `clients` counts all clients of the tier;
   `non_finite_clients` those among them whose loss is NaN or infinite, which are left out of `loss`
-  and `predictions`. The state is left as it is; put weights into it with `set_model_weights`.
+  and `predictions`. The state is left as it is; put weights into it with `set_model_weights`:
+  `AdapterLayout(shapes, config, carries_residual=...).weights(process.get_model_weights(state))`,
+  whatever the layout of the process that trained.
 
   Args:
     model: the frozen model.

@@ -147,7 +147,8 @@ def build_hetlora_process(
     server_optimizer: SGD at 1.0 by default, which makes `STATE` padding the paper's equation
       exactly; only for the stock finalizer.
     measures_deviation: whether the metrics have `deviation_from_exact` (see
-      `build_deviation_from_exact`), which looks at single clients: for simulations.
+      `build_deviation_from_exact`), which looks at single clients: for simulations. It compares
+      weights after the finalizer, so another server step than the default is part of it.
     max_residual_bytes: the largest residual that a method may carry in state and broadcast.
 
   Raises:
@@ -182,7 +183,7 @@ def build_hetlora_process(
   if isinstance(distributor, RankSelect):
     parts = parts._replace(restore=_build_restore(layout, training, aggregator, work))
   if measures_deviation:
-    compatibility.check_measurable(aggregator, aggregation)
+    compatibility.check_measurable(aggregator)
     if isinstance(distributor, RankSelect) and training.padding is Padding.UPDATE:
       raise ValueError('`measures_deviation` with Padding.UPDATE needs whole broadcasts.')
     parts = parts._replace(measure=_build_measure(layout, work))

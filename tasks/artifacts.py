@@ -70,11 +70,6 @@ def save(root: pathlib.Path, experiment: Experiment, parameters: Mapping[str, An
   )
 
 
-def exist(root: pathlib.Path) -> bool:
-  """Whether a run has left anything."""
-  return (root / ADAPTER).is_dir() or (root / MODEL).is_dir()
-
-
 def untuned(experiment: Experiment) -> tuple[Evaluator, Parameters]:
   """What evaluates the base model of a run, and what to give it."""
   if experiment.lora_config is None:
@@ -92,16 +87,17 @@ def load(root: pathlib.Path, experiment: Experiment) -> tuple[Evaluator, Paramet
     UserError: naming the file that is missing, damaged or of another run.
   """
   base = experiment.base
-  if (root / MODEL).is_dir():
-    base = base._replace(backbone=load_merged_model(root / MODEL, base))
   if experiment.lora_config is None:
+    base = base._replace(backbone=load_merged_model(root / MODEL, base))
     return experiment.evaluator(base), base.backbone.weights()
   try:
-    adapters = peft.load_peft_adapter(root / ADAPTER).factors
-    experiment.check_adapters(adapters)
+    adapter = peft.load_peft_adapter(root / ADAPTER)
+    experiment.check_adapters(adapter.factors)
   except ValueError as error:
     raise UserError(str(error)) from error
-  return experiment.evaluator(base), adapters
+  if adapter.config['base_model_name_or_path'] == MODEL:
+    base = base._replace(backbone=load_merged_model(root / MODEL, base))
+  return experiment.evaluator(base), adapter.factors
 
 
 def _has_residual(parameters: Mapping[str, Any]) -> bool:

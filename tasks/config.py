@@ -53,6 +53,8 @@ _RULES = (
   Rule('prune_weight', Limit((0.0,), _UNPRUNED), _NO_PRUNING),
   Rule('deviation_from_exact', Limit((False,), 'hides from a client the ranks it does not hold'),
        {'distribution': ('select',), 'padding': ('update',)}),
+  Rule('deviation_from_exact', Limit((False,), 'divides by expected clients, not by those there'),
+       {'method': ('coverage',), 'rank_dynamics': ('tier',)}),
   Rule('deviation_from_exact', _ELSEWHERE, {'server_optimizer': AllBut('sgd')}),
   Rule('deviation_from_exact', _ELSEWHERE, {'server_learning_rate': AllBut(1.0)}),
 )  # fmt: skip
@@ -180,6 +182,8 @@ class RunConfig:
       object.__setattr__(self, key, value)
     if self.max_rank is None:
       return
+    if given['min_rank'] is None:
+      object.__setattr__(self, 'min_rank', min(self.min_rank, self.max_rank))
     for key, ranks in (
       ('min_rank', [self.min_rank]),
       ('rank_tiers', self.rank_tiers or ()),
@@ -236,7 +240,7 @@ def from_values(source: str | os.PathLike, content: Any) -> RunConfig:
   Raises:
     UserError: naming the source and the key that is wrong.
   """
-  return RunConfig(**_typed(source, content))
+  return RunConfig(**_with_absolute_paths(_typed(source, content)))
 
 
 def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunConfig:
@@ -249,7 +253,8 @@ def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunCo
   Raises:
     UserError: naming the file, key or option that is wrong.
   """
-  return RunConfig(**{**(_read(config_file) if config_file else {}), **flags})
+  given = {**(_read(config_file) if config_file else {}), **flags}
+  return RunConfig(**_with_absolute_paths(given))
 
 
 def resolve_resumed(
@@ -269,7 +274,7 @@ def resolve_resumed(
   if not kept.is_file():
     raise UserError(f'--resume: {directory} holds no run (no config.json).')
   kept = from_json(kept).to_json()
-  given = {**(_read(config_file) if config_file else {}), **flags}
+  given = _with_absolute_paths({**(_read(config_file) if config_file else {}), **flags})
   changed = {key: value for key, value in given.items() if value not in (None, kept[key])}
   for key in changed:
     if key != 'rounds':
@@ -278,6 +283,13 @@ def resolve_resumed(
         'configuration (only --rounds may change).'
       )
   return RunConfig(**{**kept, **changed})
+
+
+def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
+  """The same files from wherever the run is resumed or evaluated."""
+  if given.get('rank_file'):
+    return {**given, 'rank_file': os.path.abspath(given['rank_file'])}
+  return given
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

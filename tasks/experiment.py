@@ -77,7 +77,8 @@ class Experiment:
     try:
       return method_parts.build_process(self.config, self.model, self.initial_ranks)
     except ValueError as error:
-      raise UserError(f'--method {self.config.method}: {error}') from error
+      mend = '' if self.lora_config is None else ' Take fewer --targets or another method.'
+      raise UserError(f'--method {self.config.method}: {error}{mend}') from error
 
   def cohort(self, round_number: int) -> list[int]:
     """Indices of the clients that train in a round."""

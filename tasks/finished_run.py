@@ -60,6 +60,12 @@ class FinishedRun:
       metrics = plots.read_table(directory / 'metrics.csv', ['round'])
     except ValueError as error:
       raise UserError(str(error)) from error
+    last, planned = metrics['round'].max(initial=0), _finite(config.get('rounds'))
+    if planned is not None and last != planned:
+      raise UserError(
+        f'{directory} holds {last:.0f} of {planned:.0f} rounds; finish it with'
+        f' hetlora train --resume --output-dir {directory}.'
+      )
     return cls(
       directory=directory,
       config={'method': 'hetlora', **config},

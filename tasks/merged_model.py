@@ -39,19 +39,22 @@ def save_merged_model(
     ValueError: if the changes do not fit the backbone or are not finite.
   """
   staging = directory.with_name(f'.{directory.name}.{os.getpid()}')
-  shutil.rmtree(staging, ignore_errors=True)  # Of a killed run whose process id came again.
+  earlier = staging.with_suffix('.earlier')
+  for leftover in (staging, earlier):  # Of a killed run whose process id came again.
+    shutil.rmtree(leftover, ignore_errors=True)
   try:
     merged = base.backbone.merged(staging, changes)
     backbones.save_tokenizer(base.tokenizer.keras_tokenizer, staging / backbones.TOKENIZER)
     if directory.exists():
-      shutil.rmtree(directory)
+      directory.rename(earlier)
     os.replace(staging, directory)
   except BackboneError as error:
     raise UserError(str(error)) from error
   except OSError as error:
     raise UserError(f'Cannot write {directory}: {error.strerror}.') from error
   finally:
-    shutil.rmtree(staging, ignore_errors=True)
+    for leftover in (staging, earlier):
+      shutil.rmtree(leftover, ignore_errors=True)
   return dataclasses.replace(merged, directory=str(directory.absolute()))
 
 

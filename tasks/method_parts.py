@@ -98,11 +98,12 @@ def _aggregator(config: RunConfig, ranks: np.ndarray) -> Any:
     return _AGGREGATORS[config.method]()
   if config.rank_dynamics != 'tier':
     return aggregation.RankCoverageMeanFactory()
-  # Public tiers: how many clients of a round hold a row is known beforehand.
-  shares = [np.mean(ranks > row) for row in range(config.max_rank)]
-  return aggregation.RankCoverageMeanFactory(
-    [config.clients_per_round * float(share) for share in shares]
-  )
+  # Public tiers: how many clients of a round hold a row is known beforehand. Below one, the few
+  # that come would count as more than they are.
+  expected = [
+    config.clients_per_round * float(np.mean(ranks > row)) for row in range(config.max_rank)
+  ]
+  return aggregation.RankCoverageMeanFactory([max(1.0, number) for number in expected])
 
 
 def _weighting(config: RunConfig) -> hetlora_tff.ClientWeighting:

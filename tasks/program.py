@@ -23,6 +23,7 @@ from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, RunDirectory
 from tasks.worker import LocalWorker
 
 _ENVIRONMENT = 'environment.json'
+SUMMARY = 'summary.json'
 _BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
 _DISTRIBUTIONS = (
   'tensorflow', 'tensorflow-federated', 'tensorflow-privacy', 'keras-nlp', 'keras', 'numpy',
@@ -82,6 +83,9 @@ class _Run:
       raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
     self._directory.write_json('config.json', config.to_json())
     self._directory.write_json(_ENVIRONMENT, _environment(self._experiment))
+    if state is None or state.round_number < config.rounds:
+      # What a run with fewer rounds ended with is no result of this one.
+      (self._directory.root / SUMMARY).unlink(missing_ok=True)
     if state is None:
       state = initial
       for name in ('metrics.csv', 'ranks.csv'):
@@ -136,7 +140,7 @@ class _Run:
     summary['bytes_by_rank'] = results.bytes_by_rank(self._process.sizes, experiment.initial_ranks)
     summary['adapter_names'] = names
     summary['command'] = shlex.join(command)
-    directory.write_json('summary.json', summary)
+    directory.write_json(SUMMARY, summary)
     directory.write_json('samples.json', results.samples(base['written'], final['written']))
     report.write_run_report(directory.root)
     return summary
@@ -202,8 +206,8 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: if the directory holds no finished run, or its files cannot be used.
   """
-  if not artifacts.exist(path):
-    raise UserError(f'{path} holds no finished run (no {artifacts.ADAPTER}/).')
+  if not (path / SUMMARY).is_file():
+    raise UserError(f'{path} holds no finished run (no {SUMMARY}).')
   with RunDirectory(path, resume=True) as directory, Progress() as progress:
     experiment = Experiment(config_from_json(path / 'config.json'))
     _check_inputs(experiment, directory)

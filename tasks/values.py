@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Range = Callable[[Any], str | None]
+# Not one inside brackets of a regular expression.
+_SEPARATING_COMMA = re.compile(r',(?![^({\[]*[)}\]])')
 
 
 def at_least(bound: float) -> Range:
@@ -69,7 +71,10 @@ def from_json(expected: Any, value: Any) -> Any:
   """
   parts = typing.get_args(expected)
   if _is_mapping(expected) and isinstance(value, dict):
-    return {parts[0](name): from_json(parts[1], item) for name, item in value.items()}
+    read = {parts[0](name): from_json(parts[1], item) for name, item in value.items()}
+    if len(read) < len(value):
+      raise ValueError(f'{value!r} has a name twice')
+    return read
   if _is_tuple(expected) and isinstance(value, list):
     return tuple(from_json(parts[0], item) for item in value)
   if expected is float and type(value) is int:
@@ -84,14 +89,14 @@ def from_text(expected: Any, text: Any) -> Any:
 
   Args:
     expected: as in `from_json`; a word for a scalar has been read already, and is left alone.
-    text: `VALUE,...` for a tuple, `NAME:VALUE,...` for a mapping; a comma or colon within NAME is
-      none that separates.
+    text: `VALUE,...` for a tuple, `NAME:VALUE,...` for a mapping; a comma in brackets, or a comma
+      or colon within NAME, is none that separates.
 
   Raises:
     ValueError: if it has another form, or a name comes twice.
   """
   if _is_tuple(expected):
-    return tuple(part.strip() for part in text.split(',') if part.strip())
+    return tuple(part.strip() for part in _SEPARATING_COMMA.split(text) if part.strip())
   if not _is_mapping(expected):
     return text
   pairs = re.findall(r'(.+?):([^:,]+)(?:,|$)', text)

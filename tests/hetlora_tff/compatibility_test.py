@@ -58,6 +58,11 @@ def test_an_aggregator_alone_decides_padding_and_weights(aggregator, padding, we
       {'trained': TrainedFactors.B, 'prune_decay': 1.0},
       r'not TrainedFactors\.B',
     ),
+    (
+      aggregation.RankCoverageMeanFactory(),
+      {'trained': TrainedFactors.ALTERNATING, 'prune_decay': 1.0},
+      r'not TrainedFactors\.ALTERNATING',
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused_by_name(aggregator, asked, message):
@@ -99,23 +104,6 @@ _ALTERNATING = LocalTraining(prune_decay=1.0, trained=TrainedFactors.ALTERNATING
     ({'aggregator': aggregation.StackingFactory(), 'distributor': _select()}, 'no residual'),
     ({'aggregator': aggregation.ZeroPadMeanFactory(), 'training': _ALTERNATING,
       'distributor': _select()}, 'slices of both factors'),
-    ({'aggregator': _DP, 'measures_deviation': True}, 'not with differential privacy'),
-    (
-      {
-        'aggregator': aggregation.ZeroPadMeanFactory(value_sum_factory=_DP),
-        'measures_deviation': True,
-      },
-      'not with differential privacy',
-    ),
-    (
-      {
-        'aggregator': aggregation.SparsityWeightedMeanFactory(
-          tff.aggregators.SecureSumFactory(1.0)
-        ),
-        'measures_deviation': True,
-      },
-      'not with secure aggregation',
-    ),
     (
       {
         'training': LocalTraining(padding=Padding.UPDATE),
@@ -134,3 +122,23 @@ def test_parts_that_do_not_fit_are_refused_by_name(kwargs, message):
 def test_self_pruning_needs_both_factors():
   with pytest.raises(ValueError, match=r'TrainedFactors\.B, `prune_decay` must be 1'):
     LocalTraining(trained=TrainedFactors.B)
+
+
+@pytest.mark.parametrize(
+  ('aggregator', 'name'),
+  [
+    (_DP, 'DifferentiallyPrivateFactory'),
+    (aggregation.ZeroPadMeanFactory(value_sum_factory=_DP), 'DifferentiallyPrivateFactory'),
+    (
+      aggregation.RankCoverageMeanFactory(weight_sum_factory=tff.aggregators.SecureSumFactory(1.0)),
+      'SecureSumFactory',
+    ),
+    # These hold what they wrap where nobody can look.
+    (tff.learning.dp_aggregator(0.3, 50.0), 'UnweightedRobustFactory'),
+    (tff.learning.ddp_secure_aggregator(0.3, 50, zeroing=False), ''),
+    (tff.aggregators.add_measurements(_DP, client_measurement_fn=lambda _: {}), ''),
+  ],
+)
+def test_clients_are_not_measured_beside_what_may_hide_them(aggregator, name):
+  with pytest.raises(ValueError, match=f'differential privacy and secure .*not beside {name}'):
+    _build(aggregator=aggregator, measures_deviation=True)

@@ -160,22 +160,29 @@ def rolora(server, clients):
   return _next(server, result)
 
 
-def deviation(before: Server, after: Server, asked) -> float:
-  """Relative distance between what the server holds and the mean of the products.
-
-  Args:
-    before: the server.
-    after: the next one.
-    asked: {path: list over clients of the full (a, b) that they ask for}.
-  """
+def deviation(before: Server, after: Server, exact: dict) -> float:
+  """Relative distance between what the server holds and the exact mean `{path: [d_out, d_in]}`."""
   error, size = 0.0, 0.0
-  for path, pairs in asked.items():
-    mean = SCALING * np.mean([b @ a for a, b in pairs], 0)
-    error += np.sum((after.update()[path] - before.residual[path] - mean) ** 2)
-    size += np.sum(mean**2)
+  for path, mean in exact.items():
+    error += np.sum((after.update()[path] - before.residual[path] - SCALING * mean) ** 2)
+    size += np.sum((SCALING * mean) ** 2)
   return float(np.sqrt(error / size))
 
 
-def asked_state(server, clients, trained='ab'):
-  """Zero-padded factors, what clients ask for where absent rows are zero."""
-  return _padded(server, _train(server, clients, trained))
+def mean_product(server, clients):
+  """Mean of the products of zero-padded factors."""
+  sent = _padded(server, _train(server, clients))
+  return {path: np.mean([b @ a for a, b in pairs], 0) for path, pairs in sent.items()}
+
+
+def mean_by_row(server, clients):
+  """Sum over ranks of the mean product of that rank alone, over the clients that hold it."""
+  sent = _train(server, clients)
+  result = {}
+  for path in server.adapters:
+    means = []
+    for j in range(toy_model.MAX_RANK):
+      held = [s.after[path] for s in sent if s.rank > j]
+      means.append(np.mean([np.outer(b[:, j], a[j]) for a, b in held], 0))
+    result[path] = np.sum(means, 0)
+  return result

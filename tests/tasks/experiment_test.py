@@ -77,6 +77,41 @@ def test_a_client_brings_its_rank_and_its_own_examples(tiny):
   assert all(any(text.startswith(source) for source in sources) for text in texts)
 
 
+@pytest.mark.parametrize('distribution', ['broadcast', 'select'])
+def test_modules_have_the_ranks_of_their_pattern(tff_runtime, preset, distribution):
+  config = tiny_world.run_config(
+    preset, distribution=distribution, rank_pattern={'transformer_layer_0/.*': 2}
+  )
+  built = experiment.Experiment(config)
+  process = built.build_process()
+  data = built.client_data([0, 1], np.full(6, 4, np.int32), 1)
+  state = process.next(process.initialize(), data).state
+  ranks = [f.a.shape[0] for f in process.get_model_weights(state).values()]
+  assert ranks == [2, 2, 4, 4]
+  assert process.sizes.download(4) == process.sizes.upload(4) == 4 * 12 * 32
+
+
+def test_public_tiers_are_the_denominators_of_coverage(tff_runtime, preset):
+  def build(dynamics):
+    config = tiny_world.run_config(
+      preset, method='coverage', rank_dynamics=dynamics, rank_assignment='tiers',
+      rank_tiers={1: 5 / 6, 4: 1 / 6}, min_rank=None, clients_per_round=4,
+    )  # fmt: skip
+    return experiment.Experiment(config)
+
+  moved = {}
+  for dynamics in ('fixed', 'tier'):
+    built = build(dynamics)
+    process = built.build_process()
+    largest = int(np.argmax(built.initial_ranks))
+    data = built.client_data([largest], built.initial_ranks, 1)
+    state = process.next(process.initialize(), data).state
+    moved[dynamics] = next(iter(process.get_model_weights(state).values())).b
+  # Of four clients all hold the first rank; 2/3 of one, taken as one, holds the others.
+  np.testing.assert_allclose(4 * moved['tier'][:, 0], moved['fixed'][:, 0], rtol=1e-5)
+  np.testing.assert_allclose(moved['tier'][:, 1:], moved['fixed'][:, 1:], rtol=1e-5)
+
+
 def test_cohort_is_of_the_size_asked_for(tiny):
   assert len(set(tiny.cohort(1))) == 3
   assert tiny.cohort(1) == tiny.cohort(1)

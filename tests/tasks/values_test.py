@@ -17,6 +17,7 @@ _TIERS, _PATTERN = Mapping[int, float], Mapping[str, int]
   [
     (_NAMES, ' query, value ,', ('query', 'value')),
     (_NAMES, '', ()),
+    (_NAMES, r'layer_\d{1,2}/(?:a|b),[c,d]', (r'layer_\d{1,2}/(?:a|b)', '[c,d]')),
     (_TIERS, '4:0.5,8:0.3, 32:0.2', {4: 0.5, 8: 0.3, 32: 0.2}),
     (_TIERS, '4:1', {4: 1.0}),
     (_PATTERN, r'layer_\d{1,2}:4,(?:a|b):8', {r'layer_\d{1,2}': 4, '(?:a|b)': 8}),
