@@ -360,3 +360,9 @@ def test_what_is_no_object_of_keys_is_named_with_its_source():
     config.from_values('suite.json, run 3', [1])
   with pytest.raises(UserError, match=r"suite\.json, run 3: unknown key 'names'"):
     config.from_values('suite.json, run 3', {'names': 1})
+
+
+def test_the_smallest_rank_stays_below_a_small_largest_one():
+  assert config.RunConfig(max_rank=2).min_rank == 2
+  with pytest.raises(UserError, match='--min-rank 3 is above --max-rank 2'):
+    config.RunConfig(max_rank=2, min_rank=3)

@@ -54,6 +54,12 @@ def test_refuses_what_is_no_finished_run(directory, name, content, said):
   assert '\n' not in str(caught.value)
 
 
+def test_refuses_the_result_of_fewer_rounds_than_planned(directory):
+  synthetic_runs.change_json(directory / 'config.json', rounds=99)
+  with pytest.raises(UserError, match=rf'holds {synthetic_runs.ROUNDS} of 99 rounds; finish it'):
+    FinishedRun.read(directory)
+
+
 def test_refuses_a_directory_that_does_not_exist(tmp_path):
   with pytest.raises(UserError, match='absent holds no run'):
     FinishedRun.read(tmp_path / 'absent')

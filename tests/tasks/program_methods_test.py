@@ -9,6 +9,7 @@ import pytest
 
 from hetlora_tff.adapters import peft
 from tasks import backbones, program, registry
+from tasks.errors import UserError
 from tests.integration import tiny_world
 
 
@@ -73,3 +74,7 @@ def test_merged_model_is_a_backbone_of_its_own(preset, tmp_path):
   assert all(name.endswith(('query/kernel', 'value/kernel')) for name in changed)
   adapter = peft.load_peft_adapter(tmp_path / 'run' / 'adapter')
   assert adapter.config['base_model_name_or_path'] == 'model'
+  (tmp_path / 'run' / 'model').rename(tmp_path / 'elsewhere')
+  # Not evaluated on the base that the adapter does not belong to.
+  with pytest.raises(UserError, match=r'run/model/manifest\.json'):
+    program.evaluate_run(tmp_path / 'run')

@@ -205,6 +205,17 @@ def test_finished_run_can_be_resumed_shortened_never(world, finished, copy):
   assert json.loads((copy / 'config.json').read_text())['rounds'] == 3
   world(copy, resume=True)
   assert _numbers(copy) == _numbers(finished)
+
+  def stop(*unused):
+    assert not (copy / 'summary.json').exists()  # It was the result of three rounds.
+    raise UserError('stopped')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program._Run, 'one_round', stop)
+    with pytest.raises(UserError, match='stopped'):
+      world(copy, resume=True, rounds=4)
+  with pytest.raises(UserError, match=r'holds no finished run \(no summary\.json\)'):
+    program.evaluate_run(copy)
   world(copy, resume=True, rounds=4)
   assert [row['round'] for row in _rows(copy / 'metrics.csv')] == list('01234')
 
