@@ -115,7 +115,7 @@ def _verdict(best_first: Sequence[Group]) -> str:
   contenders = _contenders(best_first)
   parts = [_separation(contenders[0], contenders[1:])]
   parts += [
-    f'Full fine-tuning of all weights ({group.label}), the upper bound, reaches'
+    f'Full fine-tuning of all weights ({group.label}), meant as the upper bound, reaches'
     f' {plots.format_perplexity(group.perplexity.mean)}; {contenders[0].label} reaches'
     f' {plots.format_perplexity(contenders[0].perplexity.mean)}.'
     for group in best_first

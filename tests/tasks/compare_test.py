@@ -100,7 +100,7 @@ def test_page_says_who_is_best_and_names_the_upper_bound(make):
   assert 'svd has the lowest held-out perplexity' in text
   assert 'Its 95 % interval over seeds is below those of all others.' not in text
   assert 'does not separate it from stacking.' in text
-  assert 'Full fine-tuning of all weights (full), the upper bound, reaches 66.69' in text
+  assert 'Full fine-tuning of all weights (full), meant as the upper bound, reaches 66.69' in text
 
 
 def test_page_says_when_the_best_stands_apart(make):
