@@ -33,6 +33,15 @@ _IN_THE_CLEAR = (
 )
 
 
+def check_is_factory(aggregator: Any) -> None:
+  """Raises a `TypeError` if a thing is not an instance of an aggregation factory."""
+  if not isinstance(aggregator, _FACTORIES):
+    raise TypeError(
+      f'`aggregator` must be a TFF aggregation factory such as ProductSvdFactory(), got '
+      f'{aggregator!r}.'
+    )
+
+
 def resolve_training(training: LocalTraining, aggregator: Any) -> LocalTraining:
   """The training with the padding and the weights that an aggregator needs, where left open.
 

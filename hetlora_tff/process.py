@@ -141,7 +141,8 @@ def build_hetlora_process(
     client_optimizer: Adam at 1e-3 by default.
     distributor: `build_truncating_broadcast` by default; `RankSelect` sends slices instead.
     aggregator: any TFF aggregation factory, weighted or (with uniform weights) unweighted; the
-      sparsity-weighted mean by default.
+      sparsity-weighted mean by default. `hetlora_tff.aggregation` has those of the rivals; FFA-LoRA
+      and RoLoRA are `ZeroPadMeanFactory` with another `training.trained`.
     finalizer: the one that the aggregator or the trained factors need by default, else the stock
       one with `server_optimizer`.
     server_optimizer: SGD at 1.0 by default, which makes `STATE` padding the paper's equation
@@ -152,9 +153,11 @@ def build_hetlora_process(
     max_residual_bytes: the largest residual that a method may carry in state and broadcast.
 
   Raises:
+    TypeError: if the aggregator is no aggregation factory.
     ValueError: if parts do not fit together, or a residual is too large.
   """
   aggregator = SparsityWeightedMeanFactory() if aggregator is None else aggregator
+  compatibility.check_is_factory(aggregator)
   training = compatibility.resolve_training(training or LocalTraining(), aggregator)
   layout = AdapterLayout(
     model.module_shapes(config),

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that help and wrong flags do no
 TensorFlow.
 """
 
+import csv
 import dataclasses
 import errno
 import inspect
@@ -18,11 +19,12 @@ import rich.console
 import rich.table
 import typer
 
-from tasks import methods, values
+from tasks import methods, registry, values
 from tasks.config import TYPES, RunConfig, default, from_text, resolve, resolve_resumed
 from tasks.errors import UserError
 from tasks.options import as_flag, option
 from tasks.program_loader import import_program
+from tasks.rank_file import read_rank_file
 
 _USER_ERROR, _INTERRUPTED = 2, 130
 # What the machine, not the program, did wrong.
@@ -99,7 +101,9 @@ def _config_flags(command):
 @_config_flags
 def train(
   *,
-  output_dir: Annotated[pathlib.Path, typer.Option(help='Directory of the run; must be new.')],
+  output_dir: Annotated[
+    pathlib.Path, typer.Option(help='Directory of the run: new, unless --resume.')
+  ],
   config: Annotated[
     pathlib.Path | None, typer.Option(help='JSON file of configuration keys; flags go over it.')
   ] = None,
@@ -114,6 +118,9 @@ def train(
   """
   given = {key: from_text(key, value) for key, value in flags.items() if value is not None}
   resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
+  registry.find_task(resolved.task)
+  if resolved.rank_file:
+    read_rank_file(pathlib.Path(resolved.rank_file), resolved.max_rank)
   program = import_program()
   summary = program.train(resolved, output_dir, resume=resume, command=['hetlora', *sys.argv[1:]])
   _print_summary(summary)
@@ -154,10 +161,17 @@ def compare(
 
 
 @app.command()
-def tasks() -> None:
+def tasks(
+  *,
+  clients: Annotated[
+    str | None, typer.Option(help='List the clients of this task instead, as CSV.')
+  ] = None,
+  seed: Annotated[int, typer.Option(help='Of the split into train, validation and test.')] = 0,
+) -> None:
   """List the tasks that --task names and the methods that --method names."""
-  from tasks import registry
-
+  if clients is not None:
+    _print_clients(clients, seed)
+    return
   console = rich.console.Console()
   table = rich.table.Table('task', 'what it is', box=None)
   for name, task in sorted(registry.TASKS.items()):
@@ -167,6 +181,19 @@ def tasks() -> None:
   for method in methods.METHODS.values():
     table.add_row(method.name, f'{method.title}. {method.description}', method.paper)
   console.print(table)
+
+
+def _print_clients(task: str, seed: int) -> None:
+  found = registry.find_task(task)
+  import_program()
+  from tasks import backbones
+
+  data = found.load(backbones.cache_directory() / 'data', seed)
+  writer = csv.writer(sys.stdout, lineterminator='\n')
+  writer.writerow(['client', 'split', 'examples'])
+  for split in ('train', 'validation', 'test'):
+    for client, examples in sorted(getattr(data, split).items()):
+      writer.writerow([client, split, len(examples)])
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

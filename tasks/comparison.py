@@ -193,7 +193,9 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
           f'has {_plain(first.config.get(key))}; compare them apart.'
         )
     if run.inputs['backbone_sha256'] != first.inputs['backbone_sha256']:
-      raise UserError(f'{run.directory} has another backbone than {first.directory}.')
+      raise UserError(
+        f'{run.directory} has another backbone than {first.directory}; compare them apart.'
+      )
     same_seed = data.setdefault(run.seed, run)
     if run.inputs['data_sha256'] != same_seed.inputs['data_sha256']:
       raise UserError(
@@ -203,7 +205,7 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
     twin = seen.setdefault(json.dumps(run.config, sort_keys=True), run)
     if twin is not run:
       raise UserError(
-        f'{run.directory} repeats {twin.directory}: the same settings and the same seed.'
+        f'{run.directory} repeats {twin.directory}: the same settings and the same seed; name one.'
       )
 
 

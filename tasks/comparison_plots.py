@@ -277,6 +277,7 @@ def draw_final(groups: Sequence[Group], theme: plots.Theme) -> bytes:
   axes = sheet.axes
   axes.grid(visible=False, axis='y')
   axes.grid(axis='x', color=theme.grid, linewidth=0.9)
+  axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
   for row, i in enumerate(order):
     style, found = _style(theme, i), groups[i].perplexity
     if found.low is not None and found.high is not None:

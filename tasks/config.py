@@ -6,6 +6,7 @@ No TensorFlow here: `hetlora --help` and a wrong flag answer at once.
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -31,7 +32,7 @@ def _open(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
 
 
 _ELSEWHERE = Limit((False,), "moves the server elsewhere than to the clients' mean")
-_UNPRUNED = 'lets no client give up ranks (self_pruning does)'
+_UNPRUNED = ('lets no client give up ranks', 'take --rank-dynamics self_pruning')
 _NO_PRUNING = {'rank_dynamics': ('fixed', 'tier')}
 # A rule looks at keys before its own.
 _RULES = (
@@ -40,17 +41,17 @@ _RULES = (
        {'rank_dynamics': ('tier',)}),
   Rule('rank_tiers', Limit((), 'takes them, for example 4:0.5,8:0.3,32:0.2'),
        {'rank_assignment': ('tiers',)}),
-  Rule('rank_tiers', Limit((None,), 'knows no tiers (tiers does)'),
+  Rule('rank_tiers', Limit((None,), 'knows no tiers', 'add --rank-assignment tiers'),
        {'rank_assignment': AllBut('tiers')}),
   Rule('rank_file', Limit((), 'reads ranks from there'), {'rank_assignment': ('file',)}),
-  Rule('rank_file', Limit((None,), 'reads no file (file does)'),
+  Rule('rank_file', Limit((None,), 'reads no file', 'add --rank-assignment file'),
        {'rank_assignment': AllBut('file')}),
   Rule('rank_exponent', Limit((None,), 'draws from no power law'),
        {'rank_assignment': AllBut('power_law')}),
   Rule('min_rank', Limit((1,), 'needs no bound below'),
        {'rank_assignment': ('tiers', 'file', 'max'), **_NO_PRUNING}),
-  Rule('prune_decay', Limit((1.0,), _UNPRUNED), _NO_PRUNING),
-  Rule('prune_weight', Limit((0.0,), _UNPRUNED), _NO_PRUNING),
+  Rule('prune_decay', Limit((1.0,), *_UNPRUNED), _NO_PRUNING),
+  Rule('prune_weight', Limit((0.0,), *_UNPRUNED), _NO_PRUNING),
   Rule('deviation_from_exact', Limit((False,), 'hides from a client the ranks it does not hold'),
        {'distribution': ('select',), 'padding': ('update',)}),
   Rule('deviation_from_exact', Limit((False,), 'divides by expected clients, not by those there'),
@@ -150,7 +151,7 @@ class RunConfig:
   local_steps: int = _key(5, 'Local steps of a client in a round.', values.at_least(1))
   batch_size: int = _key(8, 'Examples per local step.', values.at_least(1))
   client_optimizer: str = _key('adam', 'adam or sgd.', values.one_of('adam', 'sgd'))
-  client_learning_rate: float = _key(1e-2, 'Local learning rate.', values.positive)
+  client_learning_rate: float = _open(1e-2, 'Local learning rate.', values.positive)
   server_optimizer: str = _open('sgd', 'sgd or adam.', values.one_of('sgd', 'adam'))
   server_learning_rate: float = _open(1.0, 'Server learning rate.', values.positive)
   deviation_from_exact: bool = _open(
@@ -178,12 +179,14 @@ class RunConfig:
     for field in fields:
       _check(field, given[field.name])
     usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
+    usual |= methods.METHODS[self.method].usual
     for key, value in settle(given, usual, _RULES).items():
       object.__setattr__(self, key, value)
     if self.max_rank is None:
       return
     if given['min_rank'] is None:
-      object.__setattr__(self, 'min_rank', min(self.min_rank, self.max_rank))
+      # Of a small largest rank, half: else all devices would have it.
+      object.__setattr__(self, 'min_rank', min(self.min_rank, max(1, self.max_rank // 2)))
     for key, ranks in (
       ('min_rank', [self.min_rank]),
       ('rank_tiers', self.rank_tiers or ()),
@@ -310,7 +313,9 @@ def _typed(source: str | os.PathLike, content: Any) -> dict[str, Any]:
 
 def _convert(source: str | os.PathLike, key: str, value: Any) -> Any:
   if key not in TYPES:
-    raise UserError(f'{source}: unknown key {key!r}.')
+    near = difflib.get_close_matches(key, TYPES, 1)
+    meant = f'; did you mean {near[0]!r}?' if near else '.'
+    raise UserError(f'{source}: unknown key {key!r}{meant}')
   if value is None and is_open(RunConfig.__dataclass_fields__[key]):
     return None
   try:

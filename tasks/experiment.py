@@ -209,7 +209,7 @@ class Experiment:
       if recorded.get(key, now) != now:
         raise UserError(f'The {names[key]} has changed since this run began; start a new run.')
 
-  def check_adapters(self, adapters: Adapters) -> None:
+  def check_adapters(self, adapters: Mapping[str, lora.Factors]) -> None:
     """Checks that adapters from a file belong to this run.
 
     Raises:

@@ -7,6 +7,7 @@ No TensorFlow here: help, wrong flags and comparisons read this table.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from tasks.options import Limit, Rule
 
@@ -21,6 +22,7 @@ class Method:
     paper: where it comes from.
     description: one sentence for people who have not read the code.
     limits: the options that it decides or restricts; all others are free.
+    usual: defaults of its own for options that it leaves free.
   """
 
   name: str
@@ -28,6 +30,7 @@ class Method:
   paper: str
   description: str
   limits: Mapping[str, Limit]
+  usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def rules(self) -> list[Rule]:
     """The limits, in force for this method alone."""
@@ -94,6 +97,8 @@ METHODS = {
         'weights': Limit(('uniform',), 'counts every client that holds a rank alike'),
         'padding': Limit(('update',), 'leaves a rank alone that no client holds'),
       },
+      # Rows that few clients hold take their steps undiluted: at 1e-2 the loss goes up again.
+      {'client_learning_rate': 3e-3},
     ),
     Method(
       'svd',
@@ -152,6 +157,7 @@ METHODS = {
         **_BROADCAST,
         'deviation_from_exact': Limit((False,), 'has no factors whose mean could deviate'),
       },
+      {'client_learning_rate': 3e-4},
     ),
   )
 }

@@ -20,10 +20,12 @@ class Limit(NamedTuple):
     values: all that it may be; the first is the default. Empty for a key that has to be given, and
       may be anything.
     because: why, as the end of a sentence that begins with the options that say so.
+    instead: what else mends it, besides leaving the option out.
   """
 
   values: tuple[Any, ...]
   because: str
+  instead: str = ''
 
 
 class Rule(NamedTuple):
@@ -116,6 +118,8 @@ def _refusal(rule: Rule, value: Any, reason: str) -> str:
   if not choices:
     return f'{option(rule.key)} is missing: {reason} {rule.limit.because}.'
   mend = 'leave it out' if len(choices) == 1 else f'take {" or ".join(map(str, choices))}'
+  if rule.limit.instead:
+    mend = f'{rule.limit.instead}, or {mend}'
   return f'{" ".join(as_flag(rule.key, value))}: {reason} {rule.limit.because}; {mend}.'
 
 

@@ -207,7 +207,9 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
     UserError: if the directory holds no finished run, or its files cannot be used.
   """
   if not (path / SUMMARY).is_file():
-    raise UserError(f'{path} holds no finished run (no {SUMMARY}).')
+    begun = (path / 'config.json').is_file()
+    mend = f'; finish it with hetlora train --resume --output-dir {path}' if begun else ''
+    raise UserError(f'{path} holds no finished run (no {SUMMARY}){mend}.')
   with RunDirectory(path, resume=True) as directory, Progress() as progress:
     experiment = Experiment(config_from_json(path / 'config.json'))
     _check_inputs(experiment, directory)

@@ -84,7 +84,9 @@ class RankCoverageMeanFactory(tff.aggregators.WeightedAggregationFactory):
     max_rank = _check_types(value_type, weight_type)
     expected = self._expected_clients
     if expected is not None and len(expected) != max_rank:
-      raise ValueError(f'`expected_clients` has {len(expected)} entries, weights {max_rank}.')
+      raise ValueError(
+        f'`expected_clients` has {len(expected)} entries; it needs one per row: {max_rank}.'
+      )
     value_sum = self._value_sum_factory.create(value_type)
     count_sum = self._count_sum_factory.create(tff.TensorType(np.int32))
     total_weight = _SummedWeight(self._weight_sum_factory, weight_type)

@@ -119,6 +119,12 @@ def test_parts_that_do_not_fit_are_refused_by_name(kwargs, message):
     _build(**kwargs)
 
 
+@pytest.mark.parametrize('aggregator', [aggregation.StackingFactory, 'svd'])
+def test_what_is_no_factory_is_said_to_be_none(aggregator):
+  with pytest.raises(TypeError, match='must be a TFF aggregation factory such as'):
+    _build(aggregator=aggregator)
+
+
 def test_self_pruning_needs_both_factors():
   with pytest.raises(ValueError, match=r'TrainedFactors\.B, `prune_decay` must be 1'):
     LocalTraining(trained=TrainedFactors.B)

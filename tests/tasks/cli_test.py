@@ -10,8 +10,9 @@ import types
 
 import pytest
 
-from tasks import cli, config
+from tasks import cli, config, registry
 from tasks.errors import UserError
+from tasks.federated_text import Example, FederatedText
 from tasks.methods import METHODS
 from tasks.options import as_flag
 
@@ -35,6 +36,8 @@ def program_fixture(monkeypatch):
 
   program.train = program.evaluate_run = act
   monkeypatch.setattr(cli, 'import_program', lambda: program)
+  monkeypatch.setattr(cli, 'read_rank_file', lambda *unused: {})
+  monkeypatch.setitem(registry.TASKS, 'other', registry.Task('', act))
   return program
 
 
@@ -66,7 +69,9 @@ def _other_value(field):
     'rank_dynamics': 'fixed',
     'rank_assignment': 'data_size',
     'rank_tiers': {4: 0.5, 8: 0.5},
-    'rank_file': 'ranks.csv',
+    'rank_file': '/ranks.csv',
+    'task': 'other',
+    'client_learning_rate': 0.5,
     'rank_exponent': 0.5,
     'prune_weight': 0.5,
     'server_learning_rate': 0.5,
@@ -262,3 +267,31 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(arguments):
       assert config.option(field.name) in result.stdout
     for method in METHODS.values():
       assert f'{method.name}: {method.title}' in result.stdout
+
+
+def test_clients_of_a_task_are_listed(run, program, monkeypatch):
+  one = Example('source', 'target')
+  data = FederatedText('d', {'b,1': (one, one), 'a': (one,)}, {}, {'c': (one,)})
+  monkeypatch.setitem(registry.TASKS, 'small', registry.Task('', lambda *unused: data))
+  code, out, _ = run('tasks', '--clients', 'small')
+  assert code == 0
+  # Without the program in its place, keras-nlp names its backend first.
+  assert out.splitlines()[-4:] == [
+    'client,split,examples',
+    'a,train,1',
+    '"b,1",train,2',
+    'c,test,1',
+  ]
+  code, _, error = run('tasks', '--clients', 'nosuch')
+  assert code == 2
+  assert 'unknown; there are' in error
+
+
+def test_bad_rank_file_is_refused_before_anything_is_loaded(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, 'import_program', lambda: pytest.fail('loaded'))
+  (tmp_path / 'ranks.csv').write_text('a,99')
+  code, _, error = run(
+    'train', '--output-dir', 'run', '--rank-assignment', 'file', '--rank-file', 'ranks.csv',
+  )  # fmt: skip
+  assert code == 2
+  assert "line 1: client 'a' must have a rank in [1, 32]" in error

@@ -362,7 +362,13 @@ def test_what_is_no_object_of_keys_is_named_with_its_source():
     config.from_values('suite.json, run 3', {'names': 1})
 
 
+def test_a_method_may_have_a_usual_value_of_its_own():
+  assert config.RunConfig().client_learning_rate == 0.01
+  assert config.RunConfig(method='full').client_learning_rate == 3e-4
+  assert config.RunConfig(method='full', client_learning_rate=0.1).client_learning_rate == 0.1
+
+
 def test_the_smallest_rank_stays_below_a_small_largest_one():
-  assert config.RunConfig(max_rank=2).min_rank == 2
+  assert [config.RunConfig(max_rank=rank).min_rank for rank in (1, 2, 4, 8, 32)] == [1, 1, 2, 4, 4]
   with pytest.raises(UserError, match='--min-rank 3 is above --max-rank 2'):
     config.RunConfig(max_rank=2, min_rank=3)

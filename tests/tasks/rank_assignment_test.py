@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hetlora_tff.clients import ranks
-from tasks import rank_assignment
+from tasks import rank_assignment, rank_file
 from tasks.config import RunConfig
 from tasks.errors import UserError
 
@@ -75,7 +75,7 @@ def test_device_tiers_are_those_for_evaluation():
 )
 def test_file_gives_each_client_its_rank(tmp_path, name, content):
   path = _write(tmp_path, name, content)
-  assert rank_assignment.read_rank_file(path, 8) == {'a': 1, 'b, c': 8}
+  assert rank_file.read_rank_file(path, 8) == {'a': 1, 'b, c': 8}
   assert rank_assignment.assign_ranks(_from_file(path), {'b, c': 3}, 0) == {'b, c': 8}
 
 
