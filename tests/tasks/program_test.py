@@ -12,7 +12,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from hetlora_tff.adapters import peft
-from tasks import console, program, registry
+from tasks import artifacts, checkpoints, console, program, registry
 from tasks.errors import UserError
 from tasks.federated_text import FederatedText
 from tests.integration import tiny_world
@@ -177,7 +177,7 @@ def test_checkpoint_that_cannot_be_written_is_one_line(world, tmp_path, monkeypa
   async def full(*unused):
     raise tf.errors.ResourceExhaustedError(None, None, 'x.tmp; No space left on device\nmore')
 
-  monkeypatch.setattr(program.tff.program.FileProgramStateManager, 'save', full)
+  monkeypatch.setattr(checkpoints.tff.program.FileProgramStateManager, 'save', full)
   with pytest.raises(UserError) as caught:
     world(tmp_path / 'run')
   assert 'No space left on device' in str(caught.value)
@@ -300,7 +300,7 @@ def test_run_without_a_description_is_not_resumed(world, copy):
 
 @pytest.mark.slow
 def test_fallback_to_own_names_is_said(world, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(program.peft.huggingface_names, 'find', lambda unused_architecture: None)
+  monkeypatch.setattr(artifacts.peft.huggingface_names, 'find', lambda unused_architecture: None)
   assert world(tmp_path / 'run', rounds=1)['adapter_names'] == 'own'
   assert 'keeps our own module names: GPT2Backbone' in capsys.readouterr().err
 
