@@ -77,11 +77,6 @@ class AdapterLayout:
     self.trained = trained
     self.carries_residual = carries_residual
 
-  @property
-  def num_rank_parameters(self) -> int:
-    """Numbers of `a` and `b` in one rank of all modules."""
-    return sum(shape.num_trained(1) for shape in self.shapes.values())
-
   def adapters_type(self, rank: int | None) -> tff.StructWithPythonType:
     """TFF type of `{path: LoraFactors}` at a client's rank; None for one known at run time only."""
     ranks = {path: self.config.module_rank(path) for path in self.shapes}
