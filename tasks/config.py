@@ -7,7 +7,6 @@ No TensorFlow here: `hetlora --help` and a wrong flag answer at once.
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 import pathlib
@@ -17,6 +16,7 @@ from typing import Any
 
 from tasks import methods, values
 from tasks.errors import UserError
+from tasks.files import read_json
 from tasks.options import AllBut, Limit, Rule, option, settle
 
 
@@ -296,13 +296,7 @@ def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text('utf-8'))
-  except OSError as error:
-    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}.') from error
-  return _typed(path, content)
+  return _typed(path, read_json(path))
 
 
 def _typed(source: str | os.PathLike, content: Any) -> dict[str, Any]:

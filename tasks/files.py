@@ -1,9 +1,13 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to replace a file."""
+"""The one way to replace a file, and to read JSON that a user may have broken."""
 
+import json
 import os
 import pathlib
+from typing import Any
+
+from tasks.errors import UserError
 
 
 def replace_file(path: pathlib.Path, data: bytes) -> None:
@@ -26,3 +30,17 @@ def replace_file(path: pathlib.Path, data: bytes) -> None:
     os.replace(draft, path)
   finally:
     draft.unlink(missing_ok=True)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The content of a JSON file.
+
+  Raises:
+    UserError: naming the file, if it is missing or not JSON.
+  """
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON: {error}.') from error

@@ -3,7 +3,6 @@
 """What a finished run says of itself, read from its directory; no TensorFlow."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from tasks import plots
 from tasks.errors import UserError
+from tasks.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +107,7 @@ class FinishedRun:
 
 
 def _read_object(path: pathlib.Path) -> Mapping[str, Any]:
-  try:
-    content = json.loads(path.read_text('utf-8'))
-  except OSError as error:
-    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}.') from error
+  content = read_json(path)
   if not isinstance(content, dict):
     raise UserError(f'{path} must hold a JSON object.')
   return content

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.files import replace_file
+from tasks.files import read_json, replace_file
 
 METRIC_COLUMNS = (
   'round',
@@ -114,13 +114,7 @@ class RunDirectory:
     Raises:
       UserError: naming the file, if it is missing or not JSON.
     """
-    path = self.root / name
-    try:
-      return json.loads(path.read_text('utf-8'))
-    except OSError as error:
-      raise UserError(f'Cannot read {path}: {error.strerror}.') from error
-    except ValueError as error:
-      raise UserError(f'{path} is not JSON: {error}.') from error
+    return read_json(self.root / name)
 
   def append_rows(self, name: str, columns: Sequence[str], rows: Sequence[Mapping]) -> None:
     """Adds rows to a CSV file, which gets its header with the first; a missing value is empty."""

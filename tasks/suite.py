@@ -5,7 +5,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -20,6 +19,7 @@ from tasks import config as run_config
 from tasks import program_loader, registry
 from tasks.config import RunConfig
 from tasks.errors import UserError
+from tasks.files import read_json
 from tasks.options import as_flag, option
 from tasks.run_directory import RunDirectory
 
@@ -126,12 +126,7 @@ def plan(config: pathlib.Path, output_dir: pathlib.Path) -> list[PlannedRun]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    suite = json.loads(path.read_text('utf-8'))
-  except OSError as error:
-    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}.') from error
+  suite = read_json(path)
   if not isinstance(suite, dict):
     raise UserError(f'{path} must hold a JSON object with {", ".join(_KEYS)}.')
   for key in suite:
