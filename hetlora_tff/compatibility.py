@@ -9,9 +9,11 @@ import tensorflow_federated as tff
 
 from hetlora_tff.adapters.layout import TrainedFactors
 from hetlora_tff.aggregation import (
+  NoisedDenominatorFactory,
   ProductAggregationFactory,
   RankCoverageMeanFactory,
   SparsityWeightedMeanFactory,
+  WeightInsideFactory,
   ZeroPadMeanFactory,
 )
 from hetlora_tff.clients.messages import Padding
@@ -22,6 +24,7 @@ _FACTORIES = (
   tff.aggregators.UnweightedAggregationFactory,
   tff.aggregators.WeightedAggregationFactory,
 )
+_PER_MODULE = (NoisedDenominatorFactory, SparsityWeightedMeanFactory, WeightInsideFactory)
 _IN_THE_CLEAR = (
   ProductAggregationFactory,
   RankCoverageMeanFactory,
@@ -100,7 +103,7 @@ def resolve_weighting(weighting: ClientWeighting | None, aggregator: Any) -> Cli
       f'ClientWeighting.COVERAGE and RankCoverageMeanFactory go together: {name} does not take '
       f'`{weighting.value}` weights.'
     )
-  takes_modules = isinstance(aggregator, SparsityWeightedMeanFactory)
+  takes_modules = any(isinstance(f, _PER_MODULE) for f in _factories(aggregator))
   if weighting is not None:
     if weighting.per_module and not takes_modules:
       raise ValueError(f'{name} takes one weight per client; use ClientWeighting.MODEL.')

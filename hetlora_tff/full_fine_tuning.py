@@ -6,6 +6,7 @@ Federated averaging (McMahan et al. 2017, arXiv:1602.05629) in the socket of `pr
 state and every message hold all weights of the model.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow_federated as tff
@@ -15,9 +16,14 @@ from hetlora_tff.adapters.model import FullModel
 from hetlora_tff.aggregation import ZeroPadMeanFactory
 from hetlora_tff.clients.full_training import build_train_full_on_client, full_weights_type
 from hetlora_tff.clients.weights import ClientWeighting
-from hetlora_tff.clients.work import HetLoraClientWork
 from hetlora_tff.message_sizes import MessageSizes, num_bytes
-from hetlora_tff.process import HetLoraProcess, Parts, compose, create_aggregation
+from hetlora_tff.process import (
+  HetLoraProcess,
+  Parts,
+  build_work,
+  compose,
+  create_aggregation,
+)
 
 _MAX_BYTES = 256 * 2**20
 
@@ -29,6 +35,8 @@ def build_full_process(
   client_optimizer: tff.learning.optimizers.Optimizer | None = None,
   aggregator: Any = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  measures_clients: bool = True,
+  wrap_client: Callable[[tff.Computation], tff.Computation] | None = None,
   max_bytes: int = _MAX_BYTES,
 ) -> HetLoraProcess:
   """Composes federated fine-tuning of all weights of a model.
@@ -42,6 +50,8 @@ def build_full_process(
     aggregator: any TFF aggregation factory, weighted or (with uniform weights) unweighted; the
       plain mean by default.
     server_optimizer: SGD at 1.0 by default, which puts the mean of the clients in their place.
+    measures_clients: see `build_hetlora_process`.
+    wrap_client: likewise.
     max_bytes: the largest model. Every client of a round downloads, trains and uploads all of it,
       and the server's state is one message: Protocol Buffers end at 2 GiB.
 
@@ -58,7 +68,8 @@ def build_full_process(
   aggregator = ZeroPadMeanFactory() if aggregator is None else aggregator
   weights = compatibility.resolve_weighting(weights, aggregator)
   client_optimizer = client_optimizer or tff.learning.optimizers.build_adam(1e-3)
-  work = HetLoraClientWork(build_train_full_on_client(model, weights, client_optimizer))
+  train = build_train_full_on_client(model, weights, client_optimizer)
+  work = build_work(train, measures_clients, wrap_client)
   parts = Parts(
     tff.tensorflow.computation(
       lambda: tff.learning.models.ModelWeights(model.initial_weights(), ())

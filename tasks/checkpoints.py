@@ -23,11 +23,15 @@ class RunState(NamedTuple):
     round_number: rounds done.
     learning: the process's state at the server.
     ranks: int32 `[clients]`: every device's rank.
+    ledger_entries: of the privacy ledger when this round ended; 0 without one.
+    ledger_head: uint8 `[32]`, the hash of its last entry then.
   """
 
   round_number: int
   learning: Any
   ranks: np.ndarray
+  ledger_entries: int
+  ledger_head: np.ndarray
 
 
 class Checkpoints:
@@ -78,7 +82,13 @@ class Checkpoints:
       path = self._folder / f'round_{version}'
       try:
         state = asyncio.run(self._manager.load(version, like))
-        state = RunState(int(state.round_number), state.learning, np.array(state.ranks, np.int32))
+        state = RunState(
+          int(state.round_number),
+          state.learning,
+          np.array(state.ranks, np.int32),
+          int(state.ledger_entries),
+          np.array(state.ledger_head, np.uint8),
+        )
       except Exception as error:  # a torn checkpoint fails in whatever way its bytes do
         self._say(f'{path} cannot be read ({type(error).__name__}); trying an older one.')
         unreadable.append(path)

@@ -76,8 +76,11 @@ def _config_flags(command):
   for field in dataclasses.fields(RunConfig):
     name, kind = option(field.name), TYPES[field.name]
     usual = ' '.join(as_flag(field.name, default(field))[1:]) or 'none'
-    panel = None
-    if kind is bool:  # In a panel of its own: two long names in a row leave no room for its help.
+    panel = field.metadata.get('panel')
+    if kind is bool:
+      usual = 'no'
+    if kind is bool and default(field):
+      # In a panel of its own: two long names in a row leave no room for its help.
       name, usual, panel = f'{name}/{option("no_" + field.name)}', 'where it can be', 'Switches'
     flag = typer.Option(
       name,
@@ -134,6 +137,17 @@ def evaluate(
   """Evaluate a run's adapters on its held-out clients and write evaluation.json."""
   _print_summary(import_program().evaluate_run(directory))
   print(f'Evaluation: {directory / "evaluation.json"}')
+
+
+@app.command()
+def report(
+  directory: Annotated[pathlib.Path, typer.Argument(help='Directory of a run, finished or not.')],
+) -> None:
+  """Compute a run's privacy report anew from its ledger."""
+  from tasks import privacy_report
+
+  print(f'{privacy_report.write_privacy_report(directory).headline}.')
+  print(f'Privacy report: {directory / "privacy_report.html"}')
 
 
 @app.command()

@@ -35,6 +35,8 @@ _MEASURES: Mapping[str, Callable[[FinishedRun], float | None]] = collections.Ord
   client_flops_per_client=lambda run: _per_client(run, 'client_flops'),
   training_seconds=lambda run: _total(run, 'round_seconds'),
   round_seconds=lambda run: run.mean('round_seconds'),
+  epsilon=lambda run: run.epsilon,
+  projected_epsilon=lambda run: run.projected_epsilon,
 )
 
 
@@ -43,7 +45,8 @@ def measure(run: FinishedRun) -> dict[str, float | None]:
 
   Losses are nats per token. Bytes, parameters and operations `_per_client` are of one client in one
   round, on average; the others are totals of the run, seconds those of the simulating machine.
-  `deviation_from_exact` is the mean over the rounds that measured it.
+  `deviation_from_exact` is the mean over the rounds that measured it. `epsilon` is guaranteed,
+  `projected_epsilon` would be by a production run.
   """
   return {name: value(run) for name, value in _MEASURES.items()}
 
@@ -53,8 +56,8 @@ class Group:
   """Runs that differ in nothing but their seed.
 
   Attributes:
-    label: the method's name and, where others have the same method, what tells them apart: the
-      settings that differ if they are short, else a number.
+    label: the method's name and, where others have the same method, what tells them apart: how
+      private they are if that does, or the settings that differ if they are short, else a number.
     method: the method's name.
     difference: the settings that differ from others of the same method, or nothing.
     runs: sorted by seed.
@@ -97,6 +100,11 @@ class Group:
     """Its relative change to the untuned base, as a fraction."""
     losses = [run.final_loss - run.base_loss for run in self.runs]
     return _seen_through(lambda loss: _exp(loss) - 1, losses)
+
+  @property
+  def is_private(self) -> bool:
+    """Whether its runs have a privacy mechanism, with a guarantee or without."""
+    return self.runs[0].is_private
 
   @property
   def seeds(self) -> list[Any]:
@@ -159,12 +167,25 @@ def _labelled(group: Group, groups: Sequence[Group]) -> Group:
   rivals = [other for other in groups if other.method == group.method]
   if len(rivals) == 1:
     return dataclasses.replace(group, label=group.method)
-  told = [_told(other, differing_settings(rivals)) for other in rivals]
+  told = [_privacy(other) for other in rivals]
+  if len(set(told)) < len(rivals):
+    told = [_told(other, differing_settings(rivals)) for other in rivals]
   # All by number if one is too long: settings of one group say nothing beside numbers of another.
   short = all(0 < len(text) <= _LABEL_CHARACTERS for text in told)
   place = next(i for i, other in enumerate(rivals) if other is group)
   name = f'({told[place]})' if short else str(place + 1)
   return dataclasses.replace(group, label=f'{group.method} {name}', difference=told[place])
+
+
+def _privacy(group: Group) -> str:
+  """How private it is, in words: from this, a mechanism has most of its other settings."""
+  if not group.is_private:
+    return 'not private'
+  target, cohort = (group.config.get(key) for key in ('target_epsilon', 'noise_cohort_size'))
+  known = (
+    f'noise {group.config.get("noise_multiplier")}' if target is None else f'epsilon {target:g}'
+  )
+  return known if cohort is None else f'{known}, {cohort:,} a round'
 
 
 def _told(group: Group, keys: Iterable[str]) -> str:

@@ -21,6 +21,10 @@ _CAPTIONS = {
     'The same perplexities against what all clients together had sent by then: further left is'
     ' cheaper, further down is better. Logarithmic scales.'
   ),
+  'privacy': (
+    'Perplexity against what it takes to tell whether a client took part: further left is more'
+    ' private, further down is better. Lines across are runs without privacy. Logarithmic scales.'
+  ),
   'deviation': (
     "How far the server's result was from the exact average of what clients had learned."
     ' Logarithmic scale; 0.0001 % and less is exact to rounding.'
@@ -83,6 +87,7 @@ def render(groups: Sequence[Group], light: Mapping[str, bytes], dark: Mapping[st
     several=several,
     has_rouge=any(group.mean('rouge_l') is not None for group in groups),
     has_deviation='deviation' in light,
+    has_privacy=any(group.is_private for group in groups),
     has_flops=any(group.mean('client_flops') is not None for group in groups),
   )
 
@@ -190,7 +195,26 @@ def _notices(groups: Sequence[Group]) -> list[str]:
   if effort:
     names = ', '.join(key.replace('_', ' ') for key in effort)
     notices.append(f'Configurations did not train alike long or on as much: {names} differ.')
+  return notices + _privacy_notices(groups)
+
+
+def _privacy_notices(groups: Sequence[Group]) -> list[str]:
+  notices = []
+  if len({(group.is_private, *_epsilon(group)) for group in groups}) > 1:
+    notices.append(
+      'Configurations do not protect clients alike: what is less private has less noise. Compare'
+      ' those of the same epsilon and the same clients a round.'
+    )
+  if any(group.mean('projected_epsilon') is not None for group in groups):
+    notices.append(
+      'A projected epsilon is that of a production run with more clients, among whom noise counts'
+      ' for less: that is why these runs have less of it. It is no guarantee of theirs.'
+    )
   return notices
+
+
+def _epsilon(group: Group) -> tuple[float | None, float | None]:
+  return group.mean('epsilon'), group.mean('projected_epsilon')
 
 
 def _swatch(index: int) -> dict[str, str]:
@@ -262,11 +286,29 @@ def _deviation(value: float) -> str:
   return f'{percent:.3g}\N{NO-BREAK SPACE}%'
 
 
+def _epsilon_cell(group: Group) -> Cell | None:
+  if not group.is_private:
+    return None
+  epsilon, projected = _epsilon(group)
+  if epsilon is not None:
+    return Cell(f'{epsilon:.3g}')
+  return Cell('no guarantee') if projected is None else Cell(f'{projected:.3g}', 'projected')
+
+
+def _noise_cell(group: Group) -> Cell | None:
+  if not group.is_private:
+    return None
+  noise, cohort = (group.config.get(key) for key in ('noise_multiplier', 'noise_cohort_size'))
+  return Cell(page.value_text(noise), '' if cohort is None else f'among {cohort:,}')
+
+
 QUALITY: Sequence[Column] = (
   ('perplexity', lambda group: _interval_cell(group.perplexity, plots.format_perplexity)),
   ('change to base', lambda group: _interval_cell(group.change, page.percent_change)),
   ('RougeL', lambda group: _interval_cell(group.interval('rouge_l'), lambda x: f'{x:.3f}')),
   ('deviation', _mean_cell('deviation_from_exact', _deviation)),
+  ('epsilon', _epsilon_cell),
+  ('noise', _noise_cell),
   ('seeds', lambda group: Cell(str(len(group.runs)))),
 )
 COST: Sequence[Column] = (

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plots of a comparison: up to ten groups and more, told apart without colour too."""
 
+import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +24,14 @@ _MARKERS = 'os^Dv'
 DASHES = ((), (4, 1.6), (1.2, 1.4))
 # Below this, 32-bit sums of the same numbers in another order differ as much.
 _EXACT = 1e-6
+# What decides how private a run is, and nothing else of it.
+_PRIVACY_LEVEL = ('noise_multiplier', 'target_epsilon', 'delta', 'population_size')
 _HEIGHT_INCHES = 3.6
 _LABEL_INCHES = 0.19
 
 
 class _Curve(NamedTuple):
-  """One group's line: `low` and `high` are those of its seeds."""
+  """A line: `low` and `high` are those of the seeds; `marker` is its own, or that of its colour."""
 
   index: int
   label: str
@@ -36,6 +39,7 @@ class _Curve(NamedTuple):
   mean: np.ndarray
   low: np.ndarray
   high: np.ndarray
+  marker: str | None = None
 
 
 def colors(theme: plots.Theme) -> tuple[str, ...]:
@@ -167,6 +171,7 @@ def _label_curves(sheet: plots.Sheet, curves: Sequence[_Curve]) -> None:
 def _draw_curves(sheet: plots.Sheet, curves: Sequence[_Curve]) -> None:
   for curve in curves:
     style = _style(sheet.theme, curve.index)
+    style['marker'] = curve.marker or style['marker']
     if np.any(curve.high > curve.low):
       sheet.axes.fill_between(
         curve.x, curve.low, curve.high, color=style['color'], alpha=0.12, linewidth=0
@@ -267,6 +272,68 @@ def draw_deviation(groups: Sequence[Group], theme: plots.Theme) -> bytes | None:
   return sheet.png()
 
 
+def _privacy_curves(groups: Sequence[Group]) -> Iterator[_Curve]:
+  """Perplexity by epsilon: a colour for each method, a marker for each size of cohort."""
+  lines: dict[str, list[tuple[float, Group]]] = {}
+  for group in groups:
+    epsilon = group.mean('epsilon') or group.mean('projected_epsilon')
+    if epsilon:
+      key = {name: value for name, value in group.config.items() if name not in _PRIVACY_LEVEL}
+      lines.setdefault(json.dumps(key, sort_keys=True), []).append((epsilon, group))
+  cohorts = [points[0][1].config.get('noise_cohort_size') for points in lines.values()]
+  sizes, methods = list(dict.fromkeys(cohorts)), list(dict.fromkeys(g.method for g in groups))
+  for points, cohort in zip(lines.values(), cohorts, strict=True):
+    points.sort(key=lambda point: point[0])
+    seeds = [np.exp([run.final_loss for run in group.runs]) for _, group in points]
+    method = points[0][1].method
+    yield _Curve(
+      methods.index(method),
+      method if cohort is None else f'{method} ({cohort:,} a round)',
+      np.array([epsilon for epsilon, _ in points]),
+      np.array([group.perplexity.mean for _, group in points]),
+      np.array([values.min() for values in seeds]),
+      np.array([values.max() for values in seeds]),
+      _MARKERS[sizes.index(cohort) % len(_MARKERS)],
+    )
+
+
+def draw_perplexity_by_epsilon(groups: Sequence[Group], theme: plots.Theme) -> bytes | None:
+  """Returns a PNG of final perplexity against epsilon, or None where no run has one.
+
+  Runs of the same methods without privacy are lines across.
+  """
+  curves = list(_privacy_curves(groups))
+  if not curves:
+    return None
+  methods = list(dict.fromkeys(group.method for group in groups))
+  ends = np.array([min(c.x.min() for c in curves) / 1.3, max(c.x.max() for c in curves) * 1.3])
+  across = [
+    _Curve(methods.index(group.method), f'{group.method} (not private)', ends, level, level, level)
+    for group in groups
+    if not group.is_private and group.method in {methods[curve.index] for curve in curves}
+    for level in [np.full(2, group.perplexity.mean)]
+  ]
+  projected = all(group.mean('epsilon') is None for group in groups)
+  sheet = plots.Sheet(
+    theme,
+    'Perplexity by privacy',
+    'projected epsilon of a production run' if projected else 'epsilon',
+    _height([curve.label for curve in (*curves, *across)]),
+  )
+  sheet.axes.set_xscale('log')
+  sheet.axes.set_xlim(*ends)
+  sheet.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  sheet.axes.xaxis.set_minor_locator(NullLocator())
+  sheet.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+  _draw_curves(sheet, curves)
+  for curve in across:
+    color = _style(theme, curve.index)['color']
+    sheet.axes.plot(curve.x, curve.mean, color=color, linewidth=1.2, dashes=DASHES[-1])
+  _perplexity_axis(sheet, groups)
+  _label_curves(sheet, [*curves, *across])
+  return sheet.png()
+
+
 def draw_final(groups: Sequence[Group], theme: plots.Theme) -> bytes:
   """Returns a PNG of every seed's final perplexity, its mean and interval, the best on top."""
   order = sorted(range(len(groups)), key=lambda i: -groups[i].perplexity.mean)
@@ -305,10 +372,11 @@ def draw_comparison(groups: Sequence[Group], theme: plots.Theme) -> OrderedDict[
     theme: colours of background and text.
 
   Returns:
-    PNG images by name: `final`, `perplexity`, `upload`, `deviation`.
+    PNG images by name: `final`, `privacy`, `perplexity`, `upload`, `deviation`.
   """
   images = (
     ('final', draw_final(groups, theme)),
+    ('privacy', draw_perplexity_by_epsilon(groups, theme)),
     ('perplexity', draw_perplexity_by_round(groups, theme)),
     ('upload', draw_perplexity_by_upload(groups, theme)),
     ('deviation', draw_deviation(groups, theme)),

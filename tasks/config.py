@@ -14,10 +14,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tasks import methods, values
+from tasks import methods, privacy_rules, values
 from tasks.errors import UserError
 from tasks.files import read_json
-from tasks.options import AllBut, Limit, Rule, option, settle
+from tasks.options import option, settle
+from tasks.rules import RULES
 
 
 def _key(default: Any, help_text: str, check: values.Range | None = None) -> Any:
@@ -31,34 +32,10 @@ def _open(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
   )
 
 
-_ELSEWHERE = Limit((False,), "moves the server elsewhere than to the clients' mean")
-_UNPRUNED = ('lets no client give up ranks', 'take --rank-dynamics self_pruning')
-_NO_PRUNING = {'rank_dynamics': ('fixed', 'tier')}
-# A rule looks at keys before its own.
-_RULES = (
-  *(rule for method in methods.METHODS.values() for rule in method.rules()),
-  Rule('rank_assignment', Limit(('tiers',), 'takes the ranks of public tiers'),
-       {'rank_dynamics': ('tier',)}),
-  Rule('rank_tiers', Limit((), 'takes them, for example 4:0.5,8:0.3,32:0.2'),
-       {'rank_assignment': ('tiers',)}),
-  Rule('rank_tiers', Limit((None,), 'knows no tiers', 'add --rank-assignment tiers'),
-       {'rank_assignment': AllBut('tiers')}),
-  Rule('rank_file', Limit((), 'reads ranks from there'), {'rank_assignment': ('file',)}),
-  Rule('rank_file', Limit((None,), 'reads no file', 'add --rank-assignment file'),
-       {'rank_assignment': AllBut('file')}),
-  Rule('rank_exponent', Limit((None,), 'draws from no power law'),
-       {'rank_assignment': AllBut('power_law')}),
-  Rule('min_rank', Limit((1,), 'needs no bound below'),
-       {'rank_assignment': ('tiers', 'file', 'max'), **_NO_PRUNING}),
-  Rule('prune_decay', Limit((1.0,), *_UNPRUNED), _NO_PRUNING),
-  Rule('prune_weight', Limit((0.0,), *_UNPRUNED), _NO_PRUNING),
-  Rule('deviation_from_exact', Limit((False,), 'hides from a client the ranks it does not hold'),
-       {'distribution': ('select',), 'padding': ('update',)}),
-  Rule('deviation_from_exact', Limit((False,), 'divides by expected clients, not by those there'),
-       {'method': ('coverage',), 'rank_dynamics': ('tier',)}),
-  Rule('deviation_from_exact', _ELSEWHERE, {'server_optimizer': AllBut('sgd')}),
-  Rule('deviation_from_exact', _ELSEWHERE, {'server_learning_rate': AllBut(1.0)}),
-)  # fmt: skip
+def _private(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
+  """A key that has a meaning where there is a privacy mechanism."""
+  key = {'help': help_text, 'check': check, 'usual': usual, 'panel': 'Privacy'}
+  return dataclasses.field(default=None, metadata=key)
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
@@ -96,6 +73,12 @@ class RunConfig:
     'hetlora',
     f'How clients train and how their work becomes one model: {", ".join(methods.METHODS)}.',
     values.one_of(*methods.METHODS),
+  )
+  privacy: str = _private(
+    'none',
+    'Differential privacy of each client: none; central: noise anew in every round; or tree: noise '
+    'that adds up less over rounds.',
+    values.one_of('none', 'central', 'tree'),
   )
   targets: tuple[str, ...] = _open(
     ('query', 'value'),
@@ -157,6 +140,83 @@ class RunConfig:
   deviation_from_exact: bool = _open(
     True, "Measure how far each round's result is from the exact mean of what clients ask for."
   )
+  noise_multiplier: float = _private(
+    None,
+    'Standard deviation of the noise, in clips; left open, --target-epsilon decides.',
+    values.at_least(0),
+  )
+  l2_clip_norm: float = _private(
+    0.5, 'Largest norm of what one client sends, all modules together.', values.positive
+  )
+  clip: str = _private(
+    'fixed',
+    'Clip: fixed; or adaptive: at a private quantile of the norms.',
+    values.one_of('fixed', 'adaptive'),
+  )
+  clip_quantile: float = _private(
+    0.5, 'Share of clients that an adaptive clip leaves as they are.', values.fraction
+  )
+  target_epsilon: float = _private(
+    None,
+    'Budget: decides a noise left open, and ends the run before it is passed.',
+    values.positive,
+  )
+  delta: float = _private(
+    None, 'The delta of (epsilon, delta); left open, 1 / population_size^1.1.', values.fraction
+  )
+  sampling: str = _private(
+    'poisson',
+    'Cohorts: poisson: each client by itself; fixed: of one size; or minsep: nobody twice within '
+    'min_separation rounds.',
+    values.one_of('poisson', 'fixed', 'minsep'),
+  )
+  claim_amplification: bool = _private(
+    True, 'Count on it that nobody learns who was drawn, which poisson alone allows.'
+  )
+  min_separation: int = _private(
+    None,
+    'Rounds from one turn of a client to its next, for minsep.',
+    values.at_least(1),
+  )
+  max_participations: int = _private(
+    None,
+    'Most turns of a client, for minsep; left open, one every min_separation rounds.',
+    values.at_least(1),
+  )
+  noise_cohort_size: int = _private(
+    None,
+    'Clients a round of a production run that the noise is scaled to: no guarantee here.',
+    values.at_least(1),
+  )
+  population_size: int = _private(
+    None, 'Clients of that production run; left open, those that train here.', values.at_least(1)
+  )
+  noise_matrix: str = _private(
+    'tree', 'Noise of --privacy tree: tree or banded.', values.one_of('tree', 'banded')
+  )
+  tree_restart_every: int = _private(
+    None, 'Rounds of one tree; left open, all.', values.at_least(1)
+  )
+  weight_reference: float = _private(
+    None, 'Norm of what was learned that counts in full, for weights by norm.', values.positive
+  )
+  mean_weight: float = _private(
+    0.5, 'Weight that is expected of a client, of at most 1, for weights by norm.', values.in_unit
+  )
+  denominator: str = _private(
+    'public',
+    'Sum of weights by norm: public: as expected; or noised: measured.',
+    values.one_of('public', 'noised'),
+  )
+  public_eval_clients: bool = _private(
+    False, 'Held-out clients are no secret; else the report says that they are not covered.'
+  )
+  audit_canaries: int = _private(
+    0, 'Planted clients by whose traces the guarantee is tested.', values.at_least(0)
+  )
+  insecure_seeded_noise: bool = _private(
+    False, 'Noise and cohorts from --seed, to repeat a run: no guarantee.'
+  )
   eval_every: int = _key(4, 'Rounds between evaluations.', values.at_least(1))
   eval_split: str = _key(
     'test',
@@ -180,7 +240,11 @@ class RunConfig:
       _check(field, given[field.name])
     usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
     usual |= methods.METHODS[self.method].usual
-    for key, value in settle(given, usual, _RULES).items():
+    settled = settle(given, usual, RULES)
+    problem = privacy_rules.problem(settled)
+    if problem:
+      raise UserError(problem)
+    for key, value in settled.items():
       object.__setattr__(self, key, value)
     if self.max_rank is None:
       return

@@ -51,21 +51,28 @@ class Progress:
       self.say(f'Resuming after round {done}.')
     self._task = self._bar.add_task('Round', total=total, completed=done, status='')
 
-  def show_round(self, number: int, row: Mapping[str, Any], ranks: np.ndarray) -> None:
-    """Loss, cohort and ranks of a finished round."""
+  def show_round(
+    self, number: int, row: Mapping[str, Any], ranks: np.ndarray | None = None
+  ) -> None:
+    """Loss, cohort and ranks of a finished round; of a private one only that it is done."""
+    status = self._round_status(row, ranks) if row else 'noised'
+    if self._console.is_terminal and self._task is not None:
+      self._bar.update(self._task, completed=number, status=status)
+    else:
+      seconds = f' | {row["round_seconds"]:.1f} s' if row else ''
+      self.say(f'round {number}: {status}{seconds}')
+
+  def _round_status(self, row: Mapping[str, Any], ranks: np.ndarray | None) -> str:
     loss = row['train_loss']
     status = (
       f'loss {loss:.3f}' if loss != '' else 'no client trained'
     ) + f' | {row["cohort_clients"]} clients'
-    if row['mean_rank'] != '':  # It has a meaning in this method.
+    if ranks is not None and row['mean_rank'] != '':  # It has a meaning in this method.
       status += f' of rank {ranks.min()} to {ranks.max()}'
     for name in ('pruned', 'non-finite'):
       count = row[f'{name.replace("-", "_")}_clients']
       status += f' | {count} {name}' if count else ''
-    if self._console.is_terminal and self._task is not None:
-      self._bar.update(self._task, completed=number, status=status)
-    else:
-      self.say(f'round {number}: {status} | {row["round_seconds"]:.1f} s')
+    return status
 
   def show_evaluation(self, number: int, evaluation: Mapping[str, Any]) -> None:
     """The held-out result of a round."""

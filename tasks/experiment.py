@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 import hetlora_tff
 from hetlora_tff.adapters import factors as lora
@@ -17,7 +18,7 @@ from hetlora_tff.adapters.layout import AdapterLayout
 from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
 from hetlora_tff.message_sizes import MessageSizes
-from tasks import backbones, costs, method_parts, participation, registry, text
+from tasks import backbones, costs, dp_settings, method_parts, participation, registry, text
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
@@ -31,7 +32,7 @@ class Experiment:
   """Everything of a run that its configuration determines.
 
   Attributes:
-    config: the configuration.
+    config: the configuration, with what only the data could settle.
     base: backbone and tokenizer.
     lora_config: the adapters; None where all weights are trained.
     model: the causal model that clients train.
@@ -69,6 +70,7 @@ class Experiment:
         f'--clients-per-round {config.clients_per_round}: {config.task} has only '
         f'{len(self.client_ids)} clients that train.'
       )
+    self.config = dp_settings.settle(config, len(self.client_ids))
     self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
     self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
 
@@ -80,29 +82,38 @@ class Experiment:
       mend = '' if self.lora_config is None else ' Take fewer --targets or another method.'
       raise UserError(f'--method {self.config.method}: {error}{mend}') from error
 
-  def cohort(self, round_number: int) -> list[int]:
-    """Indices of the clients that train in a round."""
-    config = self.config
-    return participation.cohort(
-      len(self.client_ids), config.clients_per_round, config.seed, round_number
-    )
-
   def client_data(
     self, cohort: Sequence[int], ranks: np.ndarray, round_number: int
   ) -> list[collections.OrderedDict[str, Any]]:
-    """The cohort's input to the process."""
-    return [
-      pack_client_data(
-        ranks[index],
-        participation.local_batches(
-          self._pack(index),
-          batch_size=self.config.batch_size,
-          local_steps=self.config.local_steps,
-          seed=[self.config.seed, index, round_number],
-        ),
-      )
+    """The cohort's input to the process; indices from the number of clients on are canaries."""
+    num_clients = len(self.client_ids)
+    clients = [
+      self._client_data(index, ranks[index], round_number)
+      if index < num_clients
+      else self._canary_data(ranks)
       for index in cohort
     ]
+    if self.config.audit_canaries:
+      for index, client in zip(cohort, clients, strict=True):
+        number = np.int64(max(-1, index - num_clients))
+        client['canary'] = tf.data.Dataset.from_tensors(number)
+    return clients
+
+  def _client_data(self, index: int, rank: int, round_number: int):
+    # By its name and not its place: who else is there must not change what a client does.
+    name = hashlib.sha256(self.client_ids[index].encode()).digest()
+    batches = participation.local_batches(
+      self._pack(index),
+      batch_size=self.config.batch_size,
+      local_steps=self.config.local_steps,
+      seed=[self.config.seed, int.from_bytes(name), round_number],
+    )
+    return pack_client_data(rank, batches)
+
+  def _canary_data(self, ranks: np.ndarray):
+    """A device of the largest tier without text; what it sends does not depend on either."""
+    batches = participation.in_order(self._pack(0), self.config.batch_size)
+    return pack_client_data(int(max(ranks)), batches.take(0))
 
   def evaluator(self, base: backbones.BaseModel | None = None) -> Evaluator:
     """The evaluation on held-out clients, of this base model or of what a run made of it."""

@@ -10,12 +10,13 @@ from typing import Any
 from tasks.errors import UserError
 
 
-def replace_file(path: pathlib.Path, data: bytes) -> None:
+def replace_file(path: pathlib.Path, data: bytes, *, mode: int = 0o666) -> None:
   """Replaces a file, all of it or nothing, whatever ends the process or fills the disk.
 
   Args:
     path: the file; its directory must exist.
     data: the new content.
+    mode: who may read and write it, as far as the umask allows.
 
   Raises:
     OSError: if it cannot be written; what was there before is then still there.
@@ -23,7 +24,7 @@ def replace_file(path: pathlib.Path, data: bytes) -> None:
   # By process: two first runs may fill the same cache at once.
   draft = path.with_name(f'.{path.name}.{os.getpid()}.draft')
   try:
-    with open(draft, 'wb') as file:
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), 'wb') as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())

@@ -28,6 +28,8 @@ class FinishedRun:
     base_rouge_l: RougeL of what the untuned base writes, or None without decoding.
     final_rouge_l: that of the tuned model, or None.
     metrics: columns of `metrics.csv`, float64 `[rounds + 1]`; NaN where nothing was measured.
+    epsilon: that its privacy report guarantees, or None without a guarantee.
+    projected_epsilon: that the report projects to a production run, or None.
   """
 
   directory: pathlib.Path
@@ -38,6 +40,8 @@ class FinishedRun:
   base_rouge_l: float | None
   final_rouge_l: float | None
   metrics: plots.Table
+  epsilon: float | None = None
+  projected_epsilon: float | None = None
 
   @classmethod
   def read(cls, directory: pathlib.Path) -> 'FinishedRun':
@@ -60,7 +64,9 @@ class FinishedRun:
       metrics = plots.read_table(directory / 'metrics.csv', ['round'])
     except ValueError as error:
       raise UserError(str(error)) from error
-    last, planned = metrics['round'].max(initial=0), _finite(config.get('rounds'))
+    # A budget may have ended the run before its time.
+    planned = _finite(summary.get('rounds', config.get('rounds')))
+    last = metrics['round'].max(initial=0)
     if planned is not None and last != planned:
       raise UserError(
         f'{directory} holds {last:.0f} of {planned:.0f} rounds; finish it with'
@@ -75,12 +81,18 @@ class FinishedRun:
       base_rouge_l=_finite(base.get('rouge_l')),
       final_rouge_l=_finite(final.get('rouge_l')),
       metrics=metrics,
+      **_epsilons(directory),
     )
 
   @property
   def method(self) -> str:
     """The method's name, as on the command line."""
     return str(self.config['method'])
+
+  @property
+  def is_private(self) -> bool:
+    """Whether it has a privacy mechanism, with a guarantee or without."""
+    return self.config.get('privacy', 'none') != 'none'
 
   @property
   def seed(self) -> Any:
@@ -128,6 +140,12 @@ def _loss(directory: pathlib.Path, record: Mapping[str, Any]) -> float:
   if loss is None:
     raise UserError(f'{directory / "summary.json"} has no held-out loss before and after tuning.')
   return loss
+
+
+def _epsilons(directory: pathlib.Path) -> dict[str, float | None]:
+  path = directory / 'privacy_report.json'
+  headline = _object(_read_object(path).get('headline')) if path.is_file() else {}
+  return {name: _finite(headline.get(name)) for name in ('epsilon', 'projected_epsilon')}
 
 
 def _inputs(directory: pathlib.Path) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from hetlora_tff import aggregation
 from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
 from hetlora_tff.distribution import RankSelect
 from hetlora_tff.full_fine_tuning import build_full_process
+from tasks import dp_settings, private_parts
 from tasks.config import RunConfig
 
 _AGGREGATORS = {
@@ -55,6 +56,7 @@ def build_process(
   Raises:
     ValueError: if the model is too large for the method.
   """
+  is_private = dp_settings.is_private(config)
   client_optimizer = _optimizer(config.client_optimizer, config.client_learning_rate)
   server_optimizer = _optimizer(config.server_optimizer, config.server_learning_rate)
   if config.method == 'full':
@@ -62,7 +64,10 @@ def build_process(
       model,
       weights=hetlora_tff.ClientWeighting(config.weights),
       client_optimizer=client_optimizer,
+      aggregator=private_parts.mean(config) if is_private else None,
       server_optimizer=server_optimizer,
+      measures_clients=not is_private,
+      wrap_client=private_parts.canaries(config),
     )
   lora = _adapters(config)
   distributor = None
@@ -89,21 +94,33 @@ def build_process(
     server_optimizer=(
       None if replaces or trained is TrainedFactors.ALTERNATING else server_optimizer
     ),
+    measures_clients=not is_private,
     measures_deviation=config.deviation_from_exact,
+    wrap_client=private_parts.canaries(config),
   )
 
 
 def _aggregator(config: RunConfig, ranks: np.ndarray) -> Any:
-  if config.method != 'coverage':
+  is_private = dp_settings.is_private(config)
+  if config.method == 'coverage':
+    sums = private_parts.sums(config) if is_private else {}
+    return aggregation.RankCoverageMeanFactory(_expected_clients(config, ranks), **sums)
+  if not is_private:
     return _AGGREGATORS[config.method]()
+  # Noise in rows that no device holds would be noise alone.
+  trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
+  return aggregation.keep_held_rows(private_parts.mean(config), trained, int(ranks.max()))
+
+
+def _expected_clients(config: RunConfig, ranks: np.ndarray) -> list[float] | None:
+  """How many clients of a round hold each row; None where tiers do not tell it beforehand."""
   if config.rank_dynamics != 'tier':
-    return aggregation.RankCoverageMeanFactory()
-  # Public tiers: how many clients of a round hold a row is known beforehand. Below one, the few
-  # that come would count as more than they are.
+    return None
   expected = [
     config.clients_per_round * float(np.mean(ranks > row)) for row in range(config.max_rank)
   ]
-  return aggregation.RankCoverageMeanFactory([max(1.0, number) for number in expected])
+  # Below one, the few that come would count as more than they are; a row without holders stays.
+  return [max(1.0, number) if number else 0.0 for number in expected]
 
 
 def _weighting(config: RunConfig) -> hetlora_tff.ClientWeighting:

@@ -49,6 +49,11 @@ _REPLACED = {
   key: Limit((value,), "puts the clients' result in place of what the server has")
   for key, value in (('server_optimizer', 'sgd'), ('server_learning_rate', 1.0))
 }
+_NOT_PRIVATE = {
+  'privacy': Limit(
+    ('none',), 'sums products of factors, which no clip of factors bounds', 'take --method hetlora'
+  )
+}
 _NO_ADAPTERS = dict.fromkeys(
   (
     'targets', 'alpha', 'max_rank', 'rank_pattern', 'rank_dynamics', 'rank_assignment',
@@ -106,7 +111,7 @@ METHODS = {
       'Bai et al. 2024, arXiv:2402.11505',
       "The server averages the products of the clients' factors, and splits the average into new "
       'factors by a singular value decomposition.',
-      {**_NO_PRUNING, **_PLAIN_WEIGHTS, **_PRODUCTS, **_REPLACED},
+      {**_NOT_PRIVATE, **_NO_PRUNING, **_PLAIN_WEIGHTS, **_PRODUCTS, **_REPLACED},
     ),
     Method(
       'stacking',
@@ -114,7 +119,14 @@ METHODS = {
       'Wang et al. 2024, arXiv:2409.05976',
       "The server adds the average product of the clients' factors to the base model, exactly, and "
       'adapters start anew every round.',
-      {**_NO_PRUNING, **_PLAIN_WEIGHTS, **_PRODUCTS, **_BROADCAST, **_REPLACED},
+      {
+        **_NOT_PRIVATE,
+        **_NO_PRUNING,
+        **_PLAIN_WEIGHTS,
+        **_PRODUCTS,
+        **_BROADCAST,
+        **_REPLACED,
+      },
     ),
     Method(
       'ffa',
@@ -130,6 +142,9 @@ METHODS = {
       'Chen et al. 2025, arXiv:2502.01755',
       'Odd rounds train the factor `b`, even rounds `a`, so that every mean is exact.',
       {
+        'privacy': Limit(
+          ('none', 'central'), 'trains the factors in turns, and each would need a tree'
+        ),
         **_NO_PRUNING,
         **_PLAIN_WEIGHTS,
         'padding': Limit(('update', 'state'), 'pads what clients send to one shape'),
@@ -143,7 +158,14 @@ METHODS = {
       'Singhal et al. 2024, arXiv:2410.09432',
       'The server averages the factors, and adds to the base model the difference between the '
       'average of the products and the product of the averages.',
-      {**_NO_PRUNING, **_PLAIN_WEIGHTS, **_PRODUCTS, **_BROADCAST, **_REPLACED},
+      {
+        **_NOT_PRIVATE,
+        **_NO_PRUNING,
+        **_PLAIN_WEIGHTS,
+        **_PRODUCTS,
+        **_BROADCAST,
+        **_REPLACED,
+      },
     ),
     Method(
       'full',

@@ -114,9 +114,10 @@ def _allows(rule: Rule, value: Any) -> bool:
 
 
 def _refusal(rule: Rule, value: Any, reason: str) -> str:
-  choices = rule.limit.values
-  if not choices:
+  if not rule.limit.values:
     return f'{option(rule.key)} is missing: {reason} {rule.limit.because}.'
+  # None among others is for runs in which the key has no meaning: nothing that one could take.
+  choices = [choice for choice in rule.limit.values if choice is not None] or [None]
   mend = 'leave it out' if len(choices) == 1 else f'take {" or ".join(map(str, choices))}'
   if rule.limit.instead:
     mend = f'{rule.limit.instead}, or {mend}'

@@ -12,17 +12,28 @@ from typing import Any
 import numpy as np
 
 import hetlora_tff
-from tasks import artifacts, harvest, metrics, report, results
+from tasks import (
+  artifacts,
+  audit,
+  dp_settings,
+  harvest,
+  metrics,
+  privacy_guard,
+  privacy_report,
+  report,
+  results,
+)
 from tasks.checkpoints import Checkpoints, RunState
 from tasks.config import RunConfig
 from tasks.config import from_json as config_from_json
 from tasks.console import Progress
 from tasks.errors import UserError
 from tasks.experiment import Experiment
-from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, RunDirectory
+from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, SECRETS, RunDirectory
 from tasks.worker import LocalWorker
 
 _ENVIRONMENT = 'environment.json'
+_SECRET_INPUTS = f'{SECRETS}/inputs.json'
 SUMMARY = 'summary.json'
 _BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
 _DISTRIBUTIONS = (
@@ -44,13 +55,13 @@ def train(
     experiment = Experiment(config)
     if resume:
       _check_inputs(experiment, directory)
-    log = directory.root / 'worker.log'
-    with LocalWorker(experiment.concurrent_clients(), log_file=log):
+    guard = privacy_guard.build_guard(experiment.config, len(experiment.client_ids), directory.root)
+    with LocalWorker(experiment.concurrent_clients(), log_file=guard.worker_log()):
       progress.say('Building the federated process ...')
       process = experiment.build_process()
-      run = _Run(experiment, process, directory, progress)
+      run = _Run(experiment, process, guard, directory, progress)
       state = run.start(resume)
-      for _ in range(state.round_number, config.rounds):
+      while state.round_number < config.rounds and run.affords_round(state):
         state = run.one_round(state)
       parameters = artifacts.as_arrays(process.get_model_weights(state.learning))
       tiers = experiment.evaluate_tiers(parameters)
@@ -64,63 +75,105 @@ class _Run:
     self,
     experiment: Experiment,
     process: hetlora_tff.HetLoraProcess,
+    guard: privacy_guard.Guard,
     directory: RunDirectory,
     progress: Progress,
   ):
     self._experiment = experiment
     self._process = process
+    self._guard = guard
     self._directory = directory
     self._progress = progress
     self._evaluator = experiment.evaluator()
-    self._checkpoints = Checkpoints(directory.root / 'checkpoints', progress.say)
+    self._checkpoints = Checkpoints(self._guard.checkpoint_folder, progress.say)
 
   def start(self, resume: bool) -> RunState:
     """The untuned base, measured; or the last good checkpoint."""
-    initial = RunState(0, self._process.initialize(), self._experiment.initial_ranks)
+    initial = RunState(
+      0, self._process.initialize(), self._experiment.initial_ranks, **privacy_guard.NO_ANCHOR
+    )
     state = self._restore(initial) if resume else None
     config = self._experiment.config
     if state is not None and state.round_number > config.rounds:
       raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
     self._directory.write_json('config.json', config.to_json())
-    self._directory.write_json(_ENVIRONMENT, _environment(self._experiment))
+    _record_inputs(self._experiment, self._directory)
     if state is None or state.round_number < config.rounds:
       # What a run with fewer rounds ended with is no result of this one.
       (self._directory.root / SUMMARY).unlink(missing_ok=True)
+    self._guard.open(state, self._directory.last_round('metrics.csv') or 0)
     if state is None:
-      state = initial
+      state = initial._replace(**self._guard.anchor())
       for name in ('metrics.csv', 'ranks.csv'):
         (self._directory.root / name).unlink(missing_ok=True)
       self._record(state, {}, self._evaluate(state, write=True))
+      self._checkpoints.save(state)
     for name in ('metrics.csv', 'ranks.csv'):
       self._directory.drop_rounds_after(name, state.round_number)
+    if self._directory.last_round('metrics.csv') != state.round_number:
+      # A kill came between the checkpoint of a private round and its release.
+      self._release(state, {})
     self._progress.start_rounds(state.round_number, config.rounds)
     return state
 
+  def affords_round(self, state: RunState) -> bool:
+    """Whether the privacy budget, if there is one, has room for another round."""
+    stop = self._guard.reason_to_stop(state.round_number + 1)
+    if stop:
+      self._progress.say(f'Stopping after round {state.round_number}: {stop}')
+    return not stop
+
   def one_round(self, state: RunState) -> RunState:
     """Trains a cohort, measures, checkpoints."""
-    config = self._experiment.config
     number = state.round_number + 1
     started = time.monotonic()
-    cohort = self._experiment.cohort(number)
-    data = self._experiment.client_data(cohort, state.ranks, number)
-    output = self._process.next(state.learning, data)
-    seconds = time.monotonic() - started
-    ranks = state.ranks.copy()
-    ranks[cohort] = [int(device['rank']) for device in output.device_state]
-    row = results.round_row(output.metrics, self._process.sizes, state.ranks[cohort])
-    predictions = int(output.metrics['client_work']['predictions'])
-    row['client_flops'] = self._experiment.flops(
-      cohort, state.ranks, predictions, self._process.sizes
-    )
-    row['round_seconds'] = round(seconds, 3)
-    state = RunState(number, output.state, ranks)
-    self._progress.show_round(number, row, state.ranks[cohort])
-    last = number == config.rounds
+    start = self._guard.start_round(number)
+    learning = state.learning
+    if start.fresh_noise:
+      learning = learning._replace(aggregator=self._process.initialize().aggregator)
+    data = self._experiment.client_data(start.cohort, state.ranks, number)
+    with self._guard.silence():
+      learning, measured, ranks = self._next(learning, data, state.ranks, start.cohort)
+    row = {}
+    if measured['client_work']:  # Nobody asks the clients of a private run.
+      row = results.round_row(measured, self._process.sizes, state.ranks[start.cohort])
+      predictions = int(measured['client_work']['predictions'])
+      row['client_flops'] = self._experiment.flops(
+        start.cohort, state.ranks, predictions, self._process.sizes
+      )
+      row['round_seconds'] = round(time.monotonic() - started, 3)
+    self._progress.show_round(number, row, state.ranks[start.cohort] if row else None)
+    state = RunState(number, learning, ranks, **self._guard.anchor())
+    if self._guard.is_private:
+      # Before anything of the round is told: a round that is done again was never seen.
+      self._checkpoints.save(state)
+      self._release(state, row)
+    else:
+      # Last: a resumed run drops the rows of rounds without a checkpoint.
+      self._release(state, row)
+      self._checkpoints.save(state)
+    return state
+
+  def _next(self, learning, data, ranks: np.ndarray, cohort: list[int]):
+    """The state, the metrics and all devices' ranks after a round."""
+    if not cohort:  # A runtime hands nothing back to nobody.
+      output = self._process.as_learning_process().next(learning, data)
+      return output.state, output.metrics, ranks
+    output = self._process.next(learning, data)
+    ranks = ranks.copy()
+    for index, device in zip(cohort, output.device_state, strict=True):
+      if index < len(ranks):  # A canary is no device.
+        ranks[index] = int(device['rank'])
+    return output.state, output.metrics, ranks
+
+  def _release(self, state: RunState, row: Mapping[str, Any]) -> None:
+    """Writes and shows what a round came to."""
+    config = self._experiment.config
+    last = state.round_number == config.rounds
     evaluation = None
-    if last or number % config.eval_every == 0:
+    if last or state.round_number % config.eval_every == 0:
       evaluation = self._evaluate(state, write=last)
     self._record(state, row, evaluation)
-    return state
 
   def finish(
     self, state: RunState, tiers: list[dict[str, Any]], command: list[str]
@@ -134,14 +187,24 @@ class _Run:
         f'adapter/ keeps our own module names: {experiment.base.backbone.class_name} or one of the '
         'targets has no known counterpart in Hugging Face.'
       )
-    base, final = directory.read_json(_BASE), self._final_evaluation(state)
+    base, final = (
+      directory.read_json(self._guard.evaluations + _BASE),
+      self._final_evaluation(state),
+    )
     summary = results.summarize(base, final)
     summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
     summary['bytes_by_rank'] = results.bytes_by_rank(self._process.sizes, experiment.initial_ranks)
     summary['adapter_names'] = names
+    summary['rounds'] = state.round_number
     summary['command'] = shlex.join(command)
     directory.write_json(SUMMARY, summary)
-    directory.write_json('samples.json', results.samples(base['written'], final['written']))
+    if not self._guard.evaluations:
+      directory.write_json('samples.json', results.samples(base['written'], final['written']))
+    if experiment.config.audit_canaries:
+      start = artifacts.as_arrays(self._process.initialize().global_model_weights.trainable)
+      end = artifacts.as_arrays(state.learning.global_model_weights.trainable)
+      audit.write_audit(directory.root, experiment.config, start, end)
+    privacy_report.write_privacy_report(directory.root)
     report.write_run_report(directory.root)
     return summary
 
@@ -158,8 +221,9 @@ class _Run:
 
   def _final_evaluation(self, state: RunState) -> dict[str, Any]:
     """What the last round measured; measured now if a resumed run had no round left to do."""
-    if (self._directory.root / _FINAL).exists():
-      evaluation = self._directory.read_json(_FINAL)
+    name = self._guard.evaluations + _FINAL
+    if (self._directory.root / name).exists():
+      evaluation = self._directory.read_json(name)
       if evaluation.get('round') == state.round_number:
         return evaluation
     return self._evaluate(state, write=True)
@@ -172,13 +236,14 @@ class _Run:
     evaluation |= results.evaluate(self._evaluator, self._parameters(state), write=write)
     evaluation['seconds'] = round(time.monotonic() - started, 3)
     if write:
-      self._directory.write_json(_FINAL if state.round_number else _BASE, evaluation)
+      name = self._guard.evaluations + (_FINAL if state.round_number else _BASE)
+      self._directory.write_json(name, evaluation)
     return evaluation
 
   def _record(
     self, state: RunState, row: Mapping[str, Any], evaluation: Mapping[str, Any] | None
   ) -> None:
-    """Metrics first, checkpoint last: a resumed run drops rows without a checkpoint."""
+    """Writes the rows of a round."""
     row = {'round': state.round_number, **row}
     if evaluation:
       row['eval_loss'] = evaluation['loss']
@@ -197,7 +262,6 @@ class _Run:
         for rank, number in zip(ranks.tolist(), clients.tolist(), strict=True)
       ],
     )
-    self._checkpoints.save(state)
 
 
 def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
@@ -222,19 +286,31 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_inputs(experiment: Experiment, directory: RunDirectory) -> None:
-  path = directory.root / _ENVIRONMENT
-  if not path.exists():  # A kill came right after `config.json`.
-    return
-  environment = directory.read_json(_ENVIRONMENT)
-  inputs = environment.get('inputs', {}) if isinstance(environment, dict) else None
-  if not isinstance(inputs, dict):
-    raise UserError(f'{path} does not describe a run.')
-  experiment.check_inputs(inputs)
+  recorded: dict[str, str] = {}
+  for name in (_ENVIRONMENT, _SECRET_INPUTS):
+    path = directory.root / name
+    if not path.exists():  # None in this run, or a kill came right after `config.json`.
+      continue
+    content = directory.read_json(name)
+    inputs = content.get('inputs', {}) if isinstance(content, dict) else None
+    if not isinstance(inputs, dict):
+      raise UserError(f'{path} does not describe a run.')
+    recorded |= inputs
+  experiment.check_inputs(recorded)
 
 
-def _environment(experiment: Experiment) -> dict[str, Any]:
+def _record_inputs(experiment: Experiment, directory: RunDirectory) -> None:
+  """Writes what the run needs besides its configuration, and what made it."""
+  public, secret = experiment.inputs(), {}
+  if dp_settings.is_private(experiment.config):
+    # Whoever knows all other clients could try out what the last one has.
+    secret['data_sha256'] = public.pop('data_sha256')
+    directory.write_json(_SECRET_INPUTS, {'inputs': secret})
+  directory.write_json(_ENVIRONMENT, {'inputs': public, **_environment()})
+
+
+def _environment() -> dict[str, Any]:
   return {
-    'inputs': experiment.inputs(),
     'python': platform.python_version(),
     'platform': platform.platform(),
     'processor': platform.machine(),

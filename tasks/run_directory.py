@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ RANK_COLUMNS = ('round', 'rank', 'clients')
 _CONFIG, _LOCK = 'config.json', '.lock'
 # What a run that failed before its first record may leave behind.
 _PRELIMINARY = (_LOCK, 'worker.log', '.config.json.tmp', '.environment.json.tmp', 'checkpoints')
+# Keys, draws and logs of a private run.
+SECRETS = 'secrets'
 
 
 class RunDirectory:
@@ -72,7 +75,7 @@ class RunDirectory:
     if not resume and self.root.exists():
       if not self.root.is_dir():
         raise UserError(f'{self.root} is not a directory.')
-      if any(path.name not in _PRELIMINARY for path in self.root.iterdir()):
+      if any(path.name not in (*_PRELIMINARY, SECRETS) for path in self.root.iterdir()):
         mend = 'add --resume or choose another' if has_run else 'choose an empty or new one'
         raise UserError(f'{self.root} is in use; {mend}.')
     self.root.mkdir(parents=True, exist_ok=True)
@@ -100,13 +103,16 @@ class RunDirectory:
       path = self.root / name
       with contextlib.suppress(OSError):  # Checkpoints, say: then it stays.
         path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(self.root / SECRETS, ignore_errors=True)
     if self._created:
       with contextlib.suppress(OSError):
         self.root.rmdir()
 
   def write_json(self, name: str, content: Any) -> None:
-    """Replaces a JSON file, all of it or nothing."""
-    self._replace(name, json.dumps(content, indent=2) + '\n')
+    """Replaces a JSON file, all of it or nothing; one among the secrets is for its owner alone."""
+    is_secret = name.startswith(f'{SECRETS}/')
+    text = json.dumps(content, indent=2) + '\n'
+    replace_file(self.root / name, text.encode(), mode=0o600 if is_secret else 0o666)
 
   def read_json(self, name: str) -> Any:
     """Reads a JSON file of this run.

@@ -21,6 +21,7 @@ from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.options import as_flag, option
+from tasks.privacy_rules import RESOLVED_LATER
 from tasks.run_directory import RunDirectory
 
 _KEYS = ('base', 'runs', 'seeds')
@@ -181,7 +182,7 @@ def _check_directory(run: PlannedRun) -> None:
     kept = run_config.from_json(run.directory / 'config.json')
     for field in dataclasses.fields(kept):
       have, want = (getattr(each, field.name) for each in (kept, run.config))
-      if have != want:
+      if have != want and not (want is None and field.name in RESOLVED_LATER):
         raise UserError(
           f'{run.directory} holds a run with {option(field.name)} {have}, not {want}; choose'
           ' another --output-dir.'

@@ -41,6 +41,11 @@ def in_unit(value: float) -> str | None:
   return None if 0 < value <= 1 else 'must be in (0, 1]'
 
 
+def fraction(value: float) -> str | None:
+  """The range (0, 1)."""
+  return None if 0 < value < 1 else 'must be in (0, 1)'
+
+
 def tier_shares(value: Mapping[int, float]) -> str | None:
   """The range of the shares of clients that have a rank, by rank."""
   if min(value, default=0) < 1 or not all(share > 0 for share in value.values()):

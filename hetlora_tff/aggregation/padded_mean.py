@@ -3,6 +3,8 @@
 """Sparsity-weighted mean of zero-padded updates (HetLoRA, arXiv:2401.06432, Fig. 2)."""
 
 import collections
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +60,7 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
     Raises:
       TypeError: if the types are not of those kinds.
     """
-    per_entry = _check_types(value_type, weight_type)
+    per_entry = check_weight_per_entry(value_type, weight_type)
     value_sum = self._value_sum_factory.create(value_type)
     weight_sum = self._weight_sum_factory.create(weight_type)
     count_sum = self._count_sum_factory.create(tff.TensorType(np.int32))
@@ -71,7 +73,7 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
 
     @tff.tensorflow.computation(value_type, weight_type)
     def weigh(value, weight):
-      weighted = _by_entry(tf.multiply, value, weight, per_entry)
+      weighted = by_entry(tf.multiply, value, weight, per_entry)
       # A NaN or an infinity in the value shows in the product, and so does an overflow.
       finite = all_finite((weighted, weight))
       return zero_unless(finite, weighted), zero_unless(finite, weight), tf.cast(~finite, tf.int32)
@@ -79,7 +81,7 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
     @tff.tensorflow.computation(value_type, weight_type)
     def divide(total, weight):
       # Not by the inverse, which overflows for the smallest weights.
-      return _by_entry(tf.math.divide_no_nan, total, weight, per_entry)
+      return by_entry(tf.math.divide_no_nan, total, weight, per_entry)
 
     @tff.federated_computation(
       init_fn.type_signature.result,
@@ -105,16 +107,21 @@ class SparsityWeightedMeanFactory(tff.aggregators.WeightedAggregationFactory):
     return tff.templates.AggregationProcess(init_fn, next_fn)
 
 
-def _by_entry(operation, value, weight, per_entry: bool):
+def by_entry(operation: Callable, value: Any, weight: Any, per_entry: bool) -> Any:
+  """`operation(tensor, weight)` for every tensor, with the weight of its entry or that of all."""
   if not per_entry:
     return tf.nest.map_structure(lambda v: operation(v, tf.cast(weight, v.dtype)), value)
   return collections.OrderedDict(
-    (name, _by_entry(operation, value[name], weight[name], False)) for name in value
+    (name, by_entry(operation, value[name], weight[name], False)) for name in value
   )
 
 
-def _check_types(value_type: tff.Type, weight_type: tff.Type) -> bool:
-  """Checks both types; returns whether there is one weight per entry."""
+def check_weight_per_entry(value_type: tff.Type, weight_type: tff.Type) -> bool:
+  """Checks the types of a value and its weights; returns whether there is one weight per entry.
+
+  Raises:
+    TypeError: if they are no structure of floats, with a float or one for every named entry.
+  """
   if not tff.types.is_structure_of_floats(value_type):
     raise TypeError(f'Values must be a structure of floats, got {value_type}.')
   if not tff.types.is_structure_of_floats(weight_type):

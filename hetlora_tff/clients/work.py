@@ -3,10 +3,11 @@
 """The local computation as a TFF `ClientWorkProcess`."""
 
 import collections
+from collections.abc import Sequence
 
 import tensorflow_federated as tff
 
-_SUMMED = (
+SUMMED = (
   'loss',
   'predictions',
   'examples',
@@ -33,17 +34,19 @@ class HetLoraClientWork:
     message_type: TFF type of a client's update.
     weight_type: TFF type of its weight.
 
-  Measurements are sums over the round's clients: `loss` and `predictions` (their quotient is the
-  mean training loss), `examples`, `steps`, `clients`, `trained_clients` (with at least one
+  Measurements are plain sums over the round's clients: `loss` and `predictions` (their quotient is
+  the mean training loss), `examples`, `steps`, `clients`, `trained_clients` (with at least one
   example), `pruned_clients`, `non_finite_clients` (left out), `trained_parameters`, and
-  `rank_histogram` (`[max_rank]`; entry `i` counts clients of rank `i + 1` after pruning).
+  `rank_histogram` (`[max_rank]`; entry `i` counts clients of rank `i + 1` after pruning). What is
+  not asked for is not summed, and so never leaves a client.
   """
 
-  def __init__(self, train_on_client: tff.Computation):
+  def __init__(self, train_on_client: tff.Computation, measurements: Sequence[str] = SUMMED):
     """Initializes the work.
 
     Args:
       train_on_client: see `hetlora_tff.clients.training.build_train_on_client`.
+      measurements: which of them to take; none for clients that must not be looked at.
     """
     weights_type, data_type = train_on_client.type_signature.parameter
 
@@ -64,13 +67,10 @@ class HetLoraClientWork:
     )
     def next_with_device_state(state, weights, client_data):
       trained = tff.federated_map(train, (weights, client_data))
-      measurements = tff.federated_zip(
-        collections.OrderedDict((name, tff.federated_sum(trained[2][name])) for name in _SUMMED)
-      )
       return collections.OrderedDict(
         state=state,
         result=trained[0],
-        measurements=measurements,
+        measurements=_sums(trained[2], measurements),
         device_state=trained[1],
         asked=trained[3],
       )
@@ -86,3 +86,11 @@ class HetLoraClientWork:
     self.process = tff.learning.templates.ClientWorkProcess(init_fn, next_fn)
     self.message_type = train_on_client.type_signature.result.update
     self.weight_type = train_on_client.type_signature.result.update_weight
+
+
+def _sums(stats, names: Sequence[str]):
+  if not names:
+    return tff.federated_value((), tff.SERVER)
+  return tff.federated_zip(
+    collections.OrderedDict((name, tff.federated_sum(stats[name])) for name in names)
+  )

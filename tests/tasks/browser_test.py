@@ -9,13 +9,14 @@ import re
 import matplotlib.image
 import pytest
 
-from tasks import compare, report
-from tests.tasks import chromium, synthetic_runs
+from tasks import compare, privacy_report, report
+from tests.tasks import chromium, synthetic_private_runs, synthetic_runs
 
 pytestmark = pytest.mark.skipif(
   not chromium.PROGRAM.exists(), reason=f'there is no {chromium.PROGRAM} (Debian package chromium)'
 )
 _WIDTHS = (390, 1280)
+_PRIVATE_KINDS = ('poisson', 'tree', 'projection', 'none')
 
 
 @pytest.fixture(scope='module', name='browser')
@@ -53,22 +54,27 @@ def pages_fixture(tmp_path_factory):
   (runs[0] / 'ranks.csv').write_text('round,rank,clients\n1,1,3\n2,4,2\n')
   sample = {'client': 'c' * 99, 'source': 'x' * 500, 'reference': 'r', 'base': '', 'tuned': 't'}
   (runs[0] / 'samples.json').write_text(json.dumps([sample]))
-  return {
+  pages = {
     'comparison': root / 'out/comparison.html',
     'run': report.write_run_report(runs[0]),
   }
+  for kind in _PRIVATE_KINDS:
+    run = synthetic_private_runs.write(root / kind, kind)
+    privacy_report.write_privacy_report(run)
+    pages[kind] = run / 'privacy_report.html'
+  return pages
 
 
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', _WIDTHS)
-@pytest.mark.parametrize('name', ['comparison', 'run'])
+@pytest.mark.parametrize('name', ['comparison', 'run', *_PRIVATE_KINDS])
 def test_page_has_no_problem(browser, pages, name, width, dark):
   browser.open(pages[name], width=width, dark=dark)
   assert browser.problems() == []
 
 
 @pytest.mark.parametrize(
-  ('name', 'figures'), [('comparison', 4), ('run', 4)], ids=['comparison', 'run']
+  ('name', 'figures'), [('comparison', 4), ('run', 4), ('poisson', 2), ('none', 0)]
 )
 def test_page_has_its_figures(pages, name, figures):
   assert pages[name].read_text().count('<figure') == figures

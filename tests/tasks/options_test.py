@@ -11,6 +11,7 @@ _RULES = (
   Rule('drink', Limit(('tea', 'milk', 'water'), 'has no bar'), {'place': ('home',)}),
   Rule('drink', Limit(('water', 'milk'), 'is for sleep'), {'hour': (3,)}),
   Rule('sugar', Limit((None,), 'is no hot drink'), {'drink': AllBut('tea')}),
+  Rule('sugar', Limit((1, 2, None), 'is a small place'), {'place': ('home',)}),
   Rule('cup', Limit((), 'is poured into one'), {'drink': ('tea', 'milk'), 'place': ('home',)}),
 )
 _DEFAULTS = {'drink': 'wine', 'sugar': 2}
@@ -31,7 +32,7 @@ def test_open_key_gets_its_default_or_the_first_value_that_all_rules_allow():
 
 
 def test_rules_see_settled_values():
-  assert _settle()['sugar'] == 2
+  assert _settle()['sugar'] == 1
   assert _settle(place='bar')['sugar'] is None
 
 
@@ -54,6 +55,7 @@ def test_what_is_allowed_is_kept_and_settles_to_itself():
       {'sugar': 1, 'hour': 3},
       '--sugar 1: --drink milk (the default here) is no hot drink; leave it out.',
     ),
+    ({'sugar': 3}, '--sugar 3: --place home is a small place; take 1 or 2.'),
     (
       {'cup': None},
       '--cup is missing: --drink tea (the default here) with --place home is poured into one.',

@@ -24,7 +24,7 @@ _SUITE = {
   'seeds': [0, 1],
 }
 _NAMES = ['one-seed0', 'two-seed0', 'one-seed1', 'two-seed1']
-_ALL_METHODS = pathlib.Path(suite.__file__).parent / 'suites/all_methods.json'
+_SUITES = pathlib.Path(suite.__file__).parent / 'suites'
 
 
 @pytest.fixture(name='file')
@@ -201,11 +201,35 @@ def test_an_output_that_is_a_file_is_refused(file, tmp_path, trained):
 
 
 def test_the_suite_of_all_methods_has_them_all_and_is_valid(tmp_path):
-  runs = suite.plan(_ALL_METHODS, tmp_path)
+  runs = suite.plan(_SUITES / 'all_methods.json', tmp_path)
   assert {run.config.method for run in runs} == set(methods.METHODS)
   # Homogeneous LoRA twice: at the largest and at the smallest rank of the others.
   assert len(runs) == 2 * (len(methods.METHODS) + 1)
   assert {run.config.eval_split for run in runs} == {'validation'}
+
+
+def test_the_suite_of_privacy_has_every_method_at_every_epsilon_and_cohort(tmp_path):
+  runs = [run.config for run in suite.plan(_SUITES / 'privacy_tradeoff.json', tmp_path)]
+  private = [run for run in runs if run.privacy == 'central']
+  assert {run.method for run in runs if run.privacy == 'none'} == {run.method for run in private}
+  levels = {(run.method, run.target_epsilon, run.noise_cohort_size) for run in private}
+  assert len(levels) == len(private) == 3 * 2 * 2
+  assert {run.population_size / run.noise_cohort_size for run in private} == {100}
+  assert {run.eval_split for run in runs} == {'validation'}
+
+
+def test_what_a_run_filled_in_is_no_difference(file, tmp_path, trained):
+  private = {'privacy': 'central', 'target_epsilon': 3.0}
+  content = {'base': {'rounds': 4}, 'runs': [{'name': 'one', **private}]}
+  (directory,) = suite.run_suite(file(content), tmp_path / 'out')
+  kept = json.loads((directory / 'config.json').read_text())
+  filled = {'noise_multiplier': 1.25, 'delta': 1e-5, 'population_size': 100}
+  (directory / 'config.json').write_text(json.dumps(kept | filled))
+  suite.run_suite(file(content), tmp_path / 'out')
+  assert len(trained()) == 1
+  content['runs'][0]['delta'] = 1e-6
+  with pytest.raises(UserError, match='--delta 1e-05, not 1e-06'):
+    suite.run_suite(file(content), tmp_path / 'out')
 
 
 _ENDLESS = """

@@ -42,6 +42,7 @@ def write(
   flops: float | None = 3e11,
   deviation: float | None = 0.3,
   rouge_l: float | None = 0.12,
+  epsilons: tuple[float | None, float | None] | None = None,
   **config,
 ) -> pathlib.Path:
   """Writes a run.
@@ -54,6 +55,7 @@ def write(
     flops: of a round's clients, or None for a run that did not count them.
     deviation: from the exact average, or None likewise.
     rouge_l: after the last round, or None without decoding.
+    epsilons: guaranteed and projected, of a privacy report; or None for a run without one.
     **config: what differs from `CONFIG`.
 
   Returns:
@@ -91,6 +93,9 @@ def write(
   if rouge_l is not None:
     base['rouge_l'], final['rouge_l'] = 0.05, rouge_l
   _write_json(directory / 'summary.json', {'base': base, 'final': final})
+  if epsilons is not None:
+    headline = dict(zip(('epsilon', 'projected_epsilon'), epsilons, strict=True))
+    _write_json(directory / 'privacy_report.json', {'headline': headline})
   return directory
 
 

@@ -1,0 +1,157 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Aggregators that clip every client, sum, and add the noise of a `DpSpec`."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_federated as tff
+import tensorflow_privacy as tfp
+
+from privacy.banded import banded_coefficients
+from privacy.noise import FreshSeeds, SeedChain, Seeds
+from privacy.queries import AdaptiveClipQuery, BandedQuery, GaussianQuery, build_tree_query
+from privacy.spec import Clipping, DpSpec, Mechanism
+
+# Standard deviation of the noise on the adaptive clip's count, per client of a round (TFF's value,
+# from arXiv:1905.03871).
+_COUNT_STDDEV = 0.05
+
+
+def build_dp_aggregator(
+  spec: DpSpec, inner: tff.aggregators.UnweightedAggregationFactory | None = None
+) -> tff.aggregators.UnweightedAggregationFactory:
+  """The mean of clipped values under noise: `build_dp_sum` divided by `spec.clients_per_round`.
+
+  The denominator is public: never the number of clients that came.
+
+  Args:
+    spec: the mechanism.
+    inner: see `build_dp_sum`.
+
+  Raises:
+    TypeError: see `build_dp_sum`.
+    ValueError: likewise.
+  """
+  return _DpFactory(spec, inner, spec.clients_per_round)
+
+
+def build_dp_sum(
+  spec: DpSpec, inner: tff.aggregators.UnweightedAggregationFactory | None = None
+) -> tff.aggregators.UnweightedAggregationFactory:
+  """The sum of values, each clipped to the joint norm `spec.l2_clip_norm`, plus noise.
+
+  `create(V)` has the type `(<S@SERVER, {V}@CLIENTS> -> <state=S@SERVER, result=V@SERVER,
+  measurements=...>)`, `V` a structure of float32 tensors of known shapes.
+
+  The standard deviation of the noise is `spec.noise_stddev` (relative to the clip of the round,
+  where it adapts; then the noise on the sum is higher, and that on the count of unclipped clients
+  makes the two together as private as `spec.noise_multiplier` alone). Every `create` draws a key
+  of its own for the noise.
+
+  Edge cases:
+    a value with a NaN or an infinity contributes zeros;
+    no client at all: pure noise.
+
+  Args:
+    spec: the mechanism.
+    inner: sums the clipped values; a plain sum by default. It must not make the sum more sensitive.
+
+  Raises:
+    TypeError: if `inner` is weighted; at `create`, if `V` is of another kind.
+    ValueError: if the clip adapts, with too few clients a round for that.
+  """
+  return _DpFactory(spec, inner, None)
+
+
+class _DpFactory(tff.aggregators.UnweightedAggregationFactory):
+  """TFF's `DifferentiallyPrivateFactory` for a query that depends on the type of the values."""
+
+  def __init__(self, spec: DpSpec, inner: Any, denominator: float | None):
+    if inner is not None and not isinstance(inner, tff.aggregators.UnweightedAggregationFactory):
+      raise TypeError(
+        '`inner` must be an unweighted aggregation factory: TFF would drop the weights of the '
+        f'clients without a word. Weigh inside the clip instead (WeightInsideFactory). Got {inner}.'
+      )
+    if spec.clipping is Clipping.ADAPTIVE:
+      _adaptive_noise(spec)
+    self._spec = spec
+    self._inner = inner
+    self._denominator = denominator
+
+  def create(self, value_type: tff.Type) -> tff.templates.AggregationProcess:
+    _check_type(value_type)
+    query = _build_query(self._spec, tff.types.type_to_tf_tensor_specs(value_type))
+    if self._denominator is not None:
+      query = tfp.NormalizedQuery(query, float(self._denominator))
+    return tff.aggregators.DifferentiallyPrivateFactory(query, self._inner).create(value_type)
+
+
+def _build_query(spec: DpSpec, specs: Any) -> tfp.SumAggregationDPQuery:
+  clip, stddev = spec.l2_clip_norm, spec.noise_stddev
+  if spec.mechanism is Mechanism.TREE:
+    return build_tree_query(specs, clip, stddev, spec.restart_every, _seeds_of_state(spec))
+  if spec.mechanism is Mechanism.BANDED:
+    # As many bands as keep the columns of a client's rounds apart.
+    coefficients = banded_coefficients(spec.min_separation or 1)
+    return BandedQuery(specs, clip, stddev, coefficients, _seeds_of_state(spec))
+  if spec.clipping is Clipping.FIXED:
+    return GaussianQuery(specs, clip, stddev, _seeds(spec))
+  noise_multiplier, count_stddev = _adaptive_noise(spec)
+  return AdaptiveClipQuery(
+    specs,
+    clip,
+    noise_multiplier,
+    spec.clip_quantile,
+    spec.clip_learning_rate,
+    count_stddev,
+    spec.clients_per_round,
+    (_seeds(spec), _seeds(spec, stream=1)),
+  )
+
+
+def _seeds(spec: DpSpec, stream: int = 0) -> Seeds:
+  """Seeds of independent noise; a seeded run has one stream of them for each query."""
+  if spec.insecure_seed is None:
+    return FreshSeeds()
+  return SeedChain((spec.insecure_seed, stream))
+
+
+def _seeds_of_state(spec: DpSpec) -> Seeds:
+  """Seeds of noise that is correlated over rounds."""
+  return SeedChain(None if spec.insecure_seed is None else (spec.insecure_seed, 0))
+
+
+def _adaptive_noise(spec: DpSpec) -> tuple[float, float]:
+  """Noise multiplier of the sum and standard deviation of the count's noise.
+
+  A count of +-0.5 under noise of deviation s is a Gaussian mechanism of multiplier `2 s`; with
+  `z_sum^-2 + (2 s)^-2 = z^-2` both compose to z. A simulation scales what holds for its production
+  cohort.
+
+  Raises:
+    ValueError: if the count alone would need more noise than it is given.
+  """
+  z, cohort = spec.noise_multiplier, spec.noise_cohort_size or spec.clients_per_round
+  if z == 0:
+    return 0.0, 0.0
+  count_stddev = _COUNT_STDDEV * cohort
+  if z >= 2 * count_stddev:
+    raise ValueError(
+      f'An adaptive clip needs more than 10 * noise_multiplier = {10 * z:g} clients a round, for '
+      'the noise on its count not to drown the count; there are '
+      f'{cohort:g}. Take more clients, less noise, or a fixed clip.'
+    )
+  scale = spec.clients_per_round / cohort
+  return (z**-2 - (2 * count_stddev) ** -2) ** -0.5 * scale, count_stddev * scale
+
+
+def _check_type(value_type: tff.Type) -> None:
+  def is_float32(member: tff.Type) -> bool:
+    if not isinstance(member, tff.TensorType):
+      return isinstance(member, tff.StructType)
+    return member.dtype == np.float32 and tff.types.is_shape_fully_defined(member.shape)
+
+  num_tensors = tff.types.count(value_type, lambda member: isinstance(member, tff.TensorType))
+  if not num_tensors or not tff.types.contains_only(value_type, is_float32):
+    raise TypeError(f'Values must be float32 tensors of known shapes, got {value_type}.')

@@ -1,0 +1,135 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussian noise that nobody can draw again who does not hold the key.
+
+The noise of `tf.random.normal` comes from a process-wide generator that TensorFlow seeds with 32
+bits, and that of TFP's trees from the clock or a constant: both can be found by trying all seeds,
+and then subtracted. Here every seed is a key XOR a nonce. The key is 128 bits of the operating
+system, drawn when the generator is made, and lies as a constant in the graph: a serialised
+computation is as secret as its noise. The nonce is new at every draw of a seed, so that the same
+graph never yields the same noise twice.
+
+TensorFlow's Gaussians never exceed 5.68 standard deviations (its uniform numbers end at 1e-7, and
+Box and Muller's formula takes their logarithm). Noise beyond that minus the clip would tell that a
+client is there, at a noise multiplier of 1 with probability 1e-6 in every round: so each number is
+the sum of four, which reaches twice as far, where that is less than 1e-20.
+
+What is left: the generator is Philox, which is not cryptographically secure, and the numbers are
+floats, whose gaps can be told from those of an ideal Gaussian (arXiv:2112.05307).
+"""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_privacy as tfp
+
+_SEED_BYTES = 16
+_DRAWS = 4
+
+
+class Seeds(Protocol):
+  """A stream of seeds, int64 `[2]`, with its state outside."""
+
+  def initialize(self) -> Any:
+    """The state before the first seed."""
+    ...
+
+  def next(self, state: Any) -> tuple[tf.Tensor, Any]:
+    """A seed and the next state."""
+    ...
+
+
+class FreshSeeds:
+  """Seeds that no state determines: a round that is run again gets other noise."""
+
+  def __init__(self):
+    """Draws the key."""
+    self._draw = _secret_seed()
+
+  def initialize(self) -> tuple[()]:
+    """Nothing to remember."""
+    return ()
+
+  def next(self, state: tuple[()]) -> tuple[tf.Tensor, tuple[()]]:
+    """A seed of its own at every call."""
+    return self._draw(), state
+
+
+class SeedChain:
+  """Seeds that follow from the state: a round that is run again from it gets the same noise.
+
+  The state is a seed and as secret as the noise.
+  """
+
+  def __init__(self, insecure_seed: tuple[int, int] | None):
+    """Initializes the chain.
+
+    Args:
+      insecure_seed: where the chain starts; None for a secret seed, another at every
+        `initialize`.
+    """
+    self._first = _secret_seed()
+    if insecure_seed is not None:
+      self._first = lambda: tf.constant(insecure_seed, tf.int64)
+
+  def initialize(self) -> tf.Tensor:
+    """The first seed."""
+    return self._first()
+
+  def next(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Splits the state in two."""
+    seed, new_state = tf.unstack(_split(state, 2))
+    return seed, new_state
+
+
+class GaussianNoise(tfp.tree_aggregation.ValueGenerator):
+  """Independent Gaussian noise in every entry of a structure, by TFP's interface."""
+
+  def __init__(self, specs: Any, stddev: float, seeds: Seeds):
+    """Initializes the generator.
+
+    Args:
+      specs: structure of `tf.TensorSpec`s of known shapes; the noise is float32.
+      stddev: its standard deviation, `>= 0`.
+      seeds: where it comes from.
+    """
+    self._specs = specs
+    self._stddev = stddev
+    self._seeds = seeds
+
+  def initialize(self) -> Any:
+    """The state of the seeds."""
+    return self._seeds.initialize()
+
+  def next(self, state: Any) -> tuple[Any, Any]:
+    """The noise and the next state."""
+    seed, state = self._seeds.next(state)
+    specs = tf.nest.flatten(self._specs)
+    # Seeds of their own: equal shapes would get equal noise from one.
+    seeds = iter(tf.unstack(_split(seed, _DRAWS * len(specs))))
+    noise = []
+    for spec in specs:
+      draws = [
+        tf.random.stateless_normal(spec.shape, next(seeds), alg='philox') for _ in range(_DRAWS)
+      ]
+      noise.append(tf.add_n(draws) * (self._stddev / math.sqrt(_DRAWS)))
+    return tf.nest.pack_sequence_as(self._specs, noise), state
+
+
+def _split(seed: tf.Tensor, num: int) -> tf.Tensor:
+  return tf.random.experimental.stateless_split(seed, num, alg='philox')
+
+
+def _secret_seed() -> Callable[[], tf.Tensor]:
+  """A function that adds to the graph a seed which is secret and never the same."""
+  key = np.frombuffer(os.urandom(_SEED_BYTES), np.int64)
+
+  def draw() -> tf.Tensor:
+    nonce = tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int64)
+    return tf.bitwise.bitwise_xor(tf.constant(key), nonce)
+
+  return draw

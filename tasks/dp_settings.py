@@ -1,0 +1,138 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The privacy settings of a run as a `privacy.DpSpec`, and those that only the data can settle.
+
+No TensorFlow here: the report reads settings by the same rules.
+"""
+
+import dataclasses
+import hashlib
+import json
+
+import privacy
+from privacy import accounting, events
+from tasks import samplers
+from tasks.config import RunConfig
+from tasks.errors import UserError
+
+# A resumed run may have more rounds, and another machine other cores; all else makes another run.
+_FREE_KEYS = ('rounds', 'concurrent_clients')
+_MECHANISMS = {'central': privacy.Mechanism.GAUSSIAN, 'tree': privacy.Mechanism.TREE}
+
+
+def is_private(config: RunConfig) -> bool:
+  """Whether the run has a privacy mechanism at all."""
+  return config.privacy != 'none'
+
+
+def settle(config: RunConfig, num_clients: int) -> RunConfig:
+  """Fills what depends on the number of clients: population, delta and the calibrated noise.
+
+  Args:
+    config: of the run; of one without privacy it is returned as it is.
+    num_clients: that train, without canaries.
+
+  Returns:
+    The same settings with `population_size`, `delta` and `noise_multiplier` given. It settles to
+    itself.
+
+  Raises:
+    UserError: naming the option that does not fit the population, or that cannot be met.
+  """
+  if not is_private(config):
+    return config
+  population = config.population_size or num_clients
+  if config.noise_cohort_size is None and population != num_clients:
+    raise UserError(
+      f'--population-size {population}: {config.task} has {num_clients} clients that train; leave '
+      'it out, or add --noise-cohort-size to project to another population.'
+    )
+  delta = config.delta or float(f'{population**-1.1:.2g}')
+  if delta >= 1 / population:
+    raise UserError(
+      f'--delta {delta:g} is not below 1 / {population}, one over the population: it would allow '
+      f'to publish a client as it is; take at most {0.1 / population:.1g}.'
+    )
+  config = dataclasses.replace(config, population_size=population, delta=delta)
+  if config.noise_multiplier is None:
+    config = dataclasses.replace(config, noise_multiplier=_calibrated(config))
+  _check_affords_a_round(config)
+  try:
+    samplers.check_serves(
+      privacy.Sampling(config.sampling),
+      num_clients + config.audit_canaries,
+      config.clients_per_round,
+      rounds=config.rounds,
+      min_separation=config.min_separation,
+      max_participations=config.max_participations,
+    )
+  except samplers.SamplingError as error:
+    raise UserError(str(error)) from error
+  return config
+
+
+def spec_of(config: RunConfig) -> privacy.DpSpec:
+  """The mechanism of a settled private run.
+
+  Raises:
+    UserError: if the settings make no mechanism.
+  """
+  return _spec(config, config.noise_multiplier)
+
+
+def digest(config: RunConfig) -> str:
+  """SHA-256 of what makes a ledger that of this run."""
+  content = {key: value for key, value in config.to_json().items() if key not in _FREE_KEYS}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _spec(config: RunConfig, noise_multiplier: float) -> privacy.DpSpec:
+  banded = config.noise_matrix == 'banded'
+  try:
+    return privacy.DpSpec(
+      noise_multiplier=noise_multiplier,
+      l2_clip_norm=config.l2_clip_norm,
+      clients_per_round=config.clients_per_round,
+      mechanism=privacy.Mechanism.BANDED if banded else _MECHANISMS[config.privacy],
+      clipping=privacy.Clipping(config.clip),
+      clip_quantile=config.clip_quantile or 0.5,
+      sampling=privacy.Sampling(config.sampling),
+      population_size=_population(config),
+      amplified=config.claim_amplification,
+      min_separation=config.min_separation,
+      max_participations=config.max_participations,
+      restart_every=config.tree_restart_every,
+      noise_cohort_size=config.noise_cohort_size,
+      insecure_seed=config.seed if config.insecure_seeded_noise else None,
+    )
+  except ValueError as error:
+    raise UserError(f'--privacy {config.privacy}: {error}') from error
+
+
+def _check_affords_a_round(config: RunConfig) -> None:
+  spec, target = spec_of(config), config.target_epsilon
+  if target is None:
+    return
+  cost = accounting.claimed_epsilon(spec, events.planned(spec, 1), config.delta)
+  if cost > target:
+    raise UserError(
+      f'--target-epsilon {target:g} is below what one round costs at --noise-multiplier '
+      f'{config.noise_multiplier:g}: {cost:.3g}; take more noise or a larger target.'
+    )
+
+
+def _population(config: RunConfig) -> int:
+  """Clients that a round is drawn from; canaries are drawn like everyone else."""
+  canaries = config.audit_canaries if config.noise_cohort_size is None else 0
+  return config.population_size + canaries
+
+
+def _calibrated(config: RunConfig) -> float:
+  """The smallest noise that keeps all rounds within the target."""
+  try:
+    spec = accounting.calibrate(
+      _spec(config, 1.0), config.rounds, config.target_epsilon, config.delta
+    )
+  except ValueError as error:
+    raise UserError(f'--target-epsilon {config.target_epsilon:g}: {error}') from error
+  return spec.noise_multiplier

@@ -1,0 +1,251 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of a run say to its privacy report beside the ledger; no TensorFlow."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from privacy.ledger import Ledger
+from privacy.report import Facts
+from tasks import dp_settings, page, plots, registry, samplers
+from tasks.config import RunConfig
+from tasks.errors import UserError
+from tasks.files import read_json
+
+_WITHHELD = {
+  'train_loss': 'it is computed from the data of the clients of one round, without noise.',
+  'upload_bytes': 'its sum tells how many clients took part in a round, and their ranks.',
+  'download_bytes': 'its sum tells how many clients took part in a round, and their ranks.',
+  'round_seconds': 'it grows with the number of clients and with their data.',
+  'cohort_clients': 'how many clients were drawn is part of who was drawn.',
+  'pruned_clients': 'it depends on what single clients learned.',
+  'non_finite_clients': 'it depends on what single clients learned.',
+  'mean_rank': 'it depends on who was drawn.',
+  'trained_parameters': 'it depends on who was drawn.',
+  'client_flops': 'it depends on who was drawn and on their data.',
+  'deviation_from_exact': 'it is computed from what single clients learned.',
+}
+_EVALUATED = ('eval_loss', 'eval_perplexity', 'eval_rouge_l')
+_MEANS = 'Mean losses, perplexities and RougeL of held-out clients, in metrics.csv and summary.json'
+# What tells of single held-out clients, where it was released.
+_SINGLE = ('samples.json', 'evaluation_base.json', 'evaluation_final.json', 'evaluation.json')
+_TUNING = (
+  'This report is about one run. Other runs on the same clients, those included in which the'
+  ' settings of this one were chosen, are not in its figures; each has a ledger of its own.'
+)
+_NO_SECURE_AGGREGATION = (
+  'None: neither a protocol nor a simulation of one. Each update reaches the server by itself.'
+)
+
+
+def collect(directory: pathlib.Path, config: RunConfig, ledger: Ledger | None) -> Facts:
+  """Gathers what a report says beside the ledger, and holds the files against the ledger.
+
+  Args:
+    directory: of the run; only `config.json` must be there.
+    config: of the run.
+    ledger: of the run, or None.
+
+  Raises:
+    UserError: naming a file that is malformed.
+  """
+  table = _metrics(directory / 'metrics.csv')
+  audit = _object(directory / 'audit.json')
+  environment = _object(directory / 'environment.json') or {}
+  single = [name for name in _SINGLE if _is_filled(directory / name)]
+  problems, checks = _checks(config, ledger, table)
+  observed = None
+  if ledger is not None:
+    checks.insert(0, f'The hash chain of the ledger is whole ({ledger.anchor.entries} entries).')
+    if not ledger.spec.amplified:
+      observed = _observed(directory / 'secrets' / 'draws.jsonl')
+      problems += _broken_limits(ledger, observed)
+  return Facts(
+    unit=_unit(config),
+    released=_released(ledger, table, single),
+    not_covered=_not_covered(config, table, single),
+    withheld=_withheld(table) if ledger is not None else {},
+    weighting=_weighting(config),
+    public_data=_public_data(config),
+    tuning=_TUNING,
+    secure_aggregation=_NO_SECURE_AGGREGATION,
+    problems=problems,
+    observed=observed,
+    audit=audit,
+    checks=checks,
+    software=_software(environment),
+  )
+
+
+def _metrics(path: pathlib.Path) -> plots.Table:
+  """Columns of `metrics.csv`; none for a run that was killed before its first line."""
+  if not path.exists():
+    return {}
+  try:
+    return plots.read_table(path, ['round'])
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _object(path: pathlib.Path) -> dict[str, Any] | None:
+  """The object of a JSON file, or None without the file."""
+  if not path.exists():
+    return None
+  content = read_json(path)
+  if not isinstance(content, dict):
+    raise UserError(f'{path} must hold a JSON object.')
+  return content
+
+
+def _is_filled(path: pathlib.Path) -> bool:
+  return path.exists() and bool(read_json(path))
+
+
+def _filled(table: plots.Table, column: str) -> bool:
+  return column in table and bool(np.isfinite(table[column]).any())
+
+
+def _checks(
+  config: RunConfig, ledger: Ledger | None, table: plots.Table
+) -> tuple[list[str], list[str]]:
+  """What voids a claim, and what was compared and held."""
+  if config.privacy == 'none':
+    return ['The run had no privacy mechanism: no update was clipped and no noise added.'], []
+  if ledger is None:
+    return ['There is no ledger.jsonl, so nothing tells which rounds were started.'], []
+  problems, checks = [], []
+  if _describes(config, ledger):
+    checks.append('config.json describes the mechanism, the delta and the budget of the ledger.')
+  else:
+    problems.append('config.json and ledger.jsonl describe different mechanisms.')
+  rounds = table.get('round', np.array([]))
+  started = {entry.get('round') for entry in ledger.rounds}
+  unknown = len([x for x in rounds[rounds > 0] if int(x) not in started])
+  torn = sum(entry['kind'] == 'torn' for entry in ledger.rounds)
+  if unknown > torn:
+    problems.append(f'{unknown} of the rounds in metrics.csv are not in the ledger.')
+  else:
+    checks.append('Every round of metrics.csv is in the ledger.')
+  return problems, checks
+
+
+def _describes(config: RunConfig, ledger: Ledger) -> bool:
+  """Whether a configuration, which must be settled for it, is of the run of a ledger."""
+  run = ledger.run or {}
+  if None in (config.noise_multiplier, config.population_size, config.delta):
+    return False
+  promised = (dp_settings.spec_of(config), config.delta, config.target_epsilon)
+  return promised == (
+    ledger.spec,
+    run.get('delta'),
+    run.get('target_epsilon'),
+  ) and dp_settings.digest(config) == run.get('config_sha256')
+
+
+def _observed(path: pathlib.Path) -> dict[str, int] | None:
+  """Participation as it was drawn, or None where the draws are not at hand."""
+  draws = samplers.read_draws(path) if path.exists() else []
+  counts = samplers.observed(draws)._asdict() if draws else {}
+  return {name: value for name, value in counts.items() if value is not None} or None
+
+
+def _broken_limits(ledger: Ledger, observed: Mapping[str, int] | None) -> list[str]:
+  """Limits of participation that the draws do not keep, as sentences."""
+  most, apart = ledger.spec.max_participations, ledger.spec.min_separation
+  observed, problems = observed or {}, []
+  if most is not None and observed.get('max_participations', 0) > most:
+    problems.append(f'A client took part more than {most} times, which the figures rule out.')
+  if apart is not None and observed.get('min_separation', apart) < apart:
+    problems.append(f'A client took part twice within {apart} rounds, which the figures rule out.')
+  return problems
+
+
+def _unit(config: RunConfig) -> str:
+  task = registry.TASKS.get(config.task)
+  about = f' Task {config.task}: {task.description}' if task else ''
+  return (
+    'One client with all of its examples, in all rounds.'
+    f'{about} A person who is k clients has k times the epsilon, at a larger delta.'
+  )
+
+
+def _released(ledger: Ledger | None, table: plots.Table, single: Sequence[str]) -> list[str]:
+  released = [
+    'The model after every round, and so all that is computed from it: the adapter or weights that'
+    ' the run leaves, and texts that it writes.',
+    'The settings, the versions of software and this report.',
+  ]
+  if ledger is not None:
+    released += [
+      'The ledger.',
+      'Not released, and to be kept secret: the directory secrets, with keys, cohorts and'
+      ' checkpoints.',
+    ]
+  if any(_filled(table, name) for name in _EVALUATED):
+    released.append(f'{_MEANS}, and plots of them.')
+  return released + [f'{name}: texts or results of single held-out clients.' for name in single]
+
+
+def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -> list[str]:
+  missing = [
+    f'{name} in metrics.csv: {why}' for name, why in _WITHHELD.items() if _filled(table, name)
+  ]
+  if config.public_eval_clients:
+    missing.append(
+      'Held-out clients: whoever started the run declared that they are no secret, and nothing of'
+      ' them is protected.'
+    )
+  else:
+    missing.append(
+      f'{_MEANS}: no noise is added to them. Neither is the choice of a model or of settings by'
+      ' them covered.'
+    )
+    missing += [f'{name}: single held-out clients, whom nothing protects.' for name in single]
+  if config.rank_assignment:
+    missing.append(
+      'Which device has which rank: ranks are taken as public. They must not follow from the data'
+      ' of a client.'
+    )
+  return missing
+
+
+def _withheld(table: plots.Table) -> dict[str, str]:
+  return {name: why for name, why in _WITHHELD.items() if not _filled(table, name)}
+
+
+def _weighting(config: RunConfig) -> str:
+  if config.privacy == 'none':
+    return f'{config.weights}; nothing bounds what one client changes'
+  if config.method == 'coverage':
+    return (
+      'each row is divided by the expected number of clients of a round that hold it, a public'
+      ' constant of the tiers'
+    )
+  if config.weights not in ('module', 'model'):
+    return 'every client of a round counts the same'
+  text = (
+    f'by the norm of what a client learned, one weight per {config.weights}: norm /'
+    f' {config.weight_reference:g}, at most 1, multiplied after the clip, so that it makes no'
+    ' update larger than S'
+  )
+  if config.denominator == 'noised':
+    return f'{text}; the sum of the weights is measured with noise, within the same clip'
+  return f'{text}; the sum is also divided by the public mean weight {config.mean_weight:g}'
+
+
+def _public_data(config: RunConfig) -> str:
+  return (
+    f'The base model ({config.backbone}) and its tokenizer are taken as public, trained on no'
+    ' text of these clients; the figures do not cover what they were trained on. The initial'
+    ' adapter is random and comes from the seed.'
+  )
+
+
+def _software(environment: Mapping[str, Any]) -> dict[str, str]:
+  packages = environment.get('packages')
+  versions = {'python': environment.get('python')}
+  versions |= packages if isinstance(packages, Mapping) else {}
+  return {name: page.value_text(value) for name, value in versions.items() if value is not None}

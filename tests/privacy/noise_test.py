@@ -1,0 +1,85 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from privacy.noise import FreshSeeds, GaussianNoise, SeedChain
+from tests.privacy.scale import check_scale, check_uncorrelated
+
+SPECS = collections.OrderedDict(a=tf.TensorSpec([80, 50]), b=[tf.TensorSpec([80, 50])])
+
+
+def _draw(noise, state):
+  value, state = noise.next(state)
+  assert list(value) == ['a', 'b']
+  return np.stack([value['a'], value['b'][0]]), state
+
+
+@pytest.fixture
+def same_nonces(monkeypatch):
+  """Makes the nonce a constant, so that only the key is left."""
+  monkeypatch.setattr(
+    tf.raw_ops, 'NonDeterministicInts', lambda shape, dtype: tf.ones(shape, dtype)
+  )
+
+
+@pytest.mark.parametrize('seeds', [FreshSeeds(), SeedChain(None), SeedChain((5, 0))])
+def test_scale_and_independence(seeds):
+  noise = GaussianNoise(SPECS, 3.0, seeds)
+  first, state = _draw(noise, noise.initialize())
+  second, _ = _draw(noise, state)
+  check_scale(first, 3.0)
+  check_scale(second, 3.0)
+  check_uncorrelated(first, second)
+  check_uncorrelated(first[0], first[1])
+
+
+def test_fresh_seeds_never_repeat():
+  noise = GaussianNoise(SPECS, 1.0, FreshSeeds())
+  state = noise.initialize()
+  assert state == ()
+  check_uncorrelated(_draw(noise, state)[0], _draw(noise, state)[0])
+
+
+def test_a_graph_does_not_fix_the_seed():
+  noise = GaussianNoise(SPECS, 1.0, FreshSeeds())
+  graph = tf.function(lambda: noise.next(())[0]['a'])
+  check_uncorrelated(graph().numpy(), graph().numpy())
+
+
+def test_a_chain_repeats_from_its_state_and_starts_anew_elsewhere():
+  noise = GaussianNoise(SPECS, 1.0, SeedChain(None))
+  state = noise.initialize()
+  np.testing.assert_array_equal(_draw(noise, state)[0], _draw(noise, state)[0])
+  check_uncorrelated(_draw(noise, state)[0], _draw(noise, noise.initialize())[0])
+
+
+def test_an_insecure_seed_repeats():
+  draws = []
+  for seed in ((5, 0), (5, 0), (5, 1)):
+    noise = GaussianNoise(SPECS, 1.0, SeedChain(seed))
+    draws.append(_draw(noise, noise.initialize())[0])
+  np.testing.assert_array_equal(draws[0], draws[1])
+  check_uncorrelated(draws[0], draws[2])
+
+
+@pytest.mark.parametrize('seeds', [FreshSeeds, lambda: SeedChain(None)])
+def test_the_key_alone_makes_the_noise_secret(seeds, same_nonces):
+  one, other = (GaussianNoise(SPECS, 1.0, seeds()) for _ in range(2))
+  first, again, second = (_draw(n, n.initialize())[0] for n in (one, one, other))
+  np.testing.assert_array_equal(first, again)
+  check_uncorrelated(first, second)
+
+
+def test_noise_reaches_twice_as_far_as_one_draw(monkeypatch):
+  # The largest number that TensorFlow draws.
+  monkeypatch.setattr(
+    tf.random, 'stateless_normal', lambda shape, *unused, **also_unused: tf.fill(shape, 5.67)
+  )
+  generator = GaussianNoise(tf.TensorSpec([3]), 2.0, FreshSeeds())
+  drawn, _ = generator.next(generator.initialize())
+  np.testing.assert_allclose(drawn, np.full(3, 2 * 2.0 * 5.67), rtol=1e-6)

@@ -1,0 +1,278 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Private runs of the program in this process; `tests/integration` runs the command."""
+
+import collections
+import csv
+import json
+import shutil
+import stat
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import privacy
+from hetlora_tff.clients import training
+from privacy import accounting, events
+from tasks import program, registry
+from tasks.errors import UserError
+from tests.integration import tiny_world
+
+# The tiny task trains six clients.
+_PRIVATE = {
+  'privacy': 'central',
+  'noise_multiplier': 1.0,
+  'delta': 0.01,
+  'rounds': 3,
+  'clients_per_round': 2,
+}
+_TREE = {**_PRIVATE, 'privacy': 'tree', 'min_separation': 3}
+_EMPTY_IN_PRIVATE = (
+  'train_loss', 'upload_bytes', 'download_bytes', 'round_seconds', 'cohort_clients',
+  'pruned_clients', 'non_finite_clients', 'mean_rank', 'trained_parameters', 'client_flops',
+  'deviation_from_exact',
+)  # fmt: skip
+# What no training of the tiny task gives: a mean loss of 23765.5.
+_LOSS, _COUNT = 6083968.0, 256.0
+
+
+@pytest.fixture(scope='module', name='preset')
+def preset_fixture(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(registry, 'TASKS', tiny_world.TASKS)
+    patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
+
+
+def _train(preset, directory, *, resume=False, **changes):
+  config = tiny_world.run_config(preset, **{**_PRIVATE, **changes})
+  return program.train(config, directory, resume=resume, command=['hetlora', 'train'])
+
+
+def _rows(directory):
+  with open(directory / 'metrics.csv', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def _report(directory):
+  return json.loads((directory / 'privacy_report.json').read_text())
+
+
+def _all_bytes(directory):
+  return {p: p.read_bytes() for p in directory.rglob('*') if p.is_file()}
+
+
+@pytest.fixture(scope='module', name='known')
+def known_fixture():
+  """Clients whose losses, counts and sizes are known numbers."""
+  true_stats = training.client_stats
+
+  def stats(*arguments):
+    result = true_stats(*arguments)
+    known = {'loss': tf.constant(_LOSS), 'predictions': tf.constant(_COUNT)}
+    return collections.OrderedDict((k, known.get(k, v)) for k, v in result.items())
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training, 'client_stats', stats)
+    numbers = (_LOSS / _COUNT, _LOSS, 2 * _LOSS)
+    yield [repr(n).encode() for n in numbers] + [np.float64(n).tobytes() for n in numbers]
+
+
+@pytest.fixture(scope='module', name='private')
+def private_fixture(preset, known, tmp_path_factory):
+  """A finished run under Poisson sampling."""
+  directory = tmp_path_factory.mktemp('private') / 'run'
+  _train(preset, directory)
+  return directory
+
+
+def test_nothing_of_training_clients_is_in_a_file(private, known):
+  for path, content in _all_bytes(private).items():
+    assert not [number for number in known if number in content], path
+    # In a checkpoint, which holds what the process knows, also as the process would have it.
+    if 'checkpoints' in path.parts:
+      assert np.float32(_LOSS).tobytes() not in content
+
+
+def test_the_search_finds_what_a_run_without_privacy_tells(preset, known, tmp_path):
+  config = tiny_world.run_config(preset, rounds=1)
+  program.train(config, tmp_path / 'run', resume=False, command=['hetlora', 'train'])
+  content = (tmp_path / 'run' / 'metrics.csv').read_bytes()
+  assert [number for number in known if number in content]
+
+
+def test_columns_about_training_clients_stay_empty(private):
+  rows = _rows(private)
+  assert [int(row['round']) for row in rows] == [0, 1, 2, 3]
+  assert all(row[name] == '' for row in rows for name in _EMPTY_IN_PRIVATE)
+  assert rows[-1]['eval_perplexity']
+  withheld = json.dumps(_report(private))
+  assert all(name in withheld for name in _EMPTY_IN_PRIVATE)
+
+
+def test_what_was_drawn_and_single_held_out_clients_are_secret(private):
+  assert not (private / 'samples.json').exists()
+  assert not (private / 'evaluation_final.json').exists()
+  assert stat.S_IMODE((private / 'secrets').stat().st_mode) == 0o700
+  for name in ('sampling', 'draws.jsonl'):
+    assert stat.S_IMODE((private / 'secrets' / name).stat().st_mode) == 0o600
+  assert 'data_sha256' not in (private / 'environment.json').read_text()
+  key = (private / 'secrets' / 'sampling').read_bytes()
+  public = {p: c for p, c in _all_bytes(private).items() if 'secrets' not in p.parts}
+  assert not [p for p, content in public.items() if key in content or key.hex().encode() in content]
+
+
+def test_report_has_the_epsilon_of_the_rounds_that_were_started(private):
+  headline = _report(private)['headline']
+  event = privacy.Ledger(private / 'ledger.jsonl').event(amplified=True)
+  assert headline['guarantee'] == 'differential_privacy'
+  assert headline['epsilon'] == pytest.approx(accounting.epsilon(event, 0.01), rel=1e-3)
+  assert headline['amplified'] is True
+  assert event.count == 3
+
+
+def test_evaluation_gives_the_same_result_from_the_files(private):
+  summary = json.loads((private / 'summary.json').read_text())
+  evaluated = program.evaluate_run(private)
+  assert evaluated['final']['loss'] == pytest.approx(summary['final']['loss'], rel=1e-6)
+
+
+def test_target_is_kept_and_the_noise_is_calibrated_to_it(preset, tmp_path):
+  _train(preset, tmp_path / 'run', noise_multiplier=None, target_epsilon=3.0, rounds=2)
+  headline = _report(tmp_path / 'run')['headline']
+  assert 2.9 < headline['epsilon'] <= 3.0
+  kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert kept['noise_multiplier'] > 0.5
+  assert kept['population_size'] == 6
+
+
+def test_budget_stops_a_run_and_keeps_its_model(preset, tmp_path):
+  one_round = accounting.epsilon(_poisson_event(2), 0.01)
+  summary = _train(preset, tmp_path / 'run', target_epsilon=1.01 * one_round, rounds=5)
+  assert summary['rounds'] == 2
+  assert len(privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl').rounds) == 2
+  assert _report(tmp_path / 'run')['headline']['epsilon'] <= 1.01 * one_round
+  assert (tmp_path / 'run' / 'adapter').is_dir()
+  # Asked again, it does nothing but finish again.
+  again = _train(preset, tmp_path / 'run', target_epsilon=1.01 * one_round, rounds=6, resume=True)
+  assert again['final'] == summary['final']
+  assert len(privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl').rounds) == 2
+
+
+def _poisson_event(rounds):
+  spec = privacy.DpSpec(1.0, 0.5, 2, sampling=privacy.Sampling.POISSON, population_size=6)
+  return events.run_event(spec, rounds, amplified=True)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'target_epsilon': 0.01}, '--target-epsilon 0.01 is below what one round costs'),
+    ({'delta': 0.2}, '--delta 0.2 is not below 1 / 6'),
+    ({'population_size': 1000}, '--population-size 1000: tiny has 6 clients'),
+    ({'sampling': 'minsep', 'min_separation': 4}, '--min-separation 4'),
+    (
+      {'sampling': 'minsep', 'min_separation': 3, 'max_participations': 1, 'rounds': 4},
+      '--max-participations 1',
+    ),
+  ],
+)
+def test_what_cannot_be_kept_is_refused_and_leaves_no_trace(preset, tmp_path, changes, said):
+  with pytest.raises(UserError, match=said):
+    _train(preset, tmp_path / 'run', **changes)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_ledger_of_another_run_is_refused(private, preset, tmp_path):
+  shutil.copytree(private, tmp_path / 'copy')
+  other = tmp_path / 'other'
+  _train(preset, other, rounds=1, noise_multiplier=2.0)
+  (tmp_path / 'copy' / 'ledger.jsonl').write_bytes((other / 'ledger.jsonl').read_bytes())
+  with pytest.raises(UserError, match=r'ledger\.jsonl'):
+    _train(preset, tmp_path / 'copy', rounds=4, resume=True)
+
+
+def test_ledger_that_is_shorter_than_its_checkpoint_is_refused(private, preset, tmp_path):
+  shutil.copytree(private, tmp_path / 'copy')
+  ledger = tmp_path / 'copy' / 'ledger.jsonl'
+  ledger.write_text(''.join(ledger.read_text().splitlines(keepends=True)[:-1]))
+  with pytest.raises(UserError, match=r'ledger\.jsonl'):
+    _train(preset, tmp_path / 'copy', rounds=4, resume=True)
+
+
+def test_rounds_to_which_nobody_comes_release_noise_and_count(preset, tmp_path):
+  # A sixth of six clients: most runs of eight rounds have an empty one; this seed's has.
+  changes = {'clients_per_round': 1, 'rounds': 8, 'insecure_seeded_noise': True, 'seed': 3}
+  _train(preset, tmp_path / 'run', **changes)
+  draws = [
+    json.loads(line)
+    for line in (tmp_path / 'run' / 'secrets' / 'draws.jsonl').read_text().splitlines()
+  ]
+  assert len(draws) == 8
+  assert any(not draw['clients'] for draw in draws)
+  assert all(np.isfinite(float(row['eval_loss'] or 0)) for row in _rows(tmp_path / 'run'))
+  assert _report(tmp_path / 'run')['headline']['guarantee'] == 'none'
+  again = tmp_path / 'again'
+  _train(preset, again, **changes)
+  assert _rows(again)[-1]['eval_loss'] == _rows(tmp_path / 'run')[-1]['eval_loss']
+
+
+def test_projection_is_no_guarantee(preset, tmp_path):
+  _train(preset, tmp_path / 'run', rounds=1, noise_cohort_size=1000, population_size=100_000)
+  headline = _report(tmp_path / 'run')['headline']
+  assert headline['guarantee'] == 'projected'
+  assert headline['epsilon'] is None
+  spec = privacy.DpSpec(1.0, 0.5, 1000, sampling=privacy.Sampling.POISSON, population_size=100_000)
+  expected = accounting.epsilon(events.run_event(spec, 1, amplified=True), 0.01)
+  assert headline['projected_epsilon'] == pytest.approx(expected, rel=1e-3)
+
+
+def test_checkpoints_of_a_tree_are_secret(preset, tmp_path):
+  _train(preset, tmp_path / 'run', **_TREE)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+  assert (tmp_path / 'run' / 'secrets' / 'checkpoints').is_dir()
+  report = _report(tmp_path / 'run')
+  assert report['headline']['relation'] == 'zero_out_one'
+  # Three leaves, each client in one of them: at most two nodes above it.
+  expected = accounting.epsilon(
+    privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl').event(amplified=False), 0.01
+  )
+  assert report['headline']['epsilon'] == pytest.approx(expected, rel=1e-3)
+
+
+def test_audit_finds_canaries_without_noise_and_not_with_it(preset, tmp_path):
+  found = {}
+  for noise in (0.0, 50.0):
+    directory = tmp_path / f'noise{noise}'
+    _train(preset, directory, noise_multiplier=noise, audit_canaries=60, clients_per_round=6)
+    found[noise] = json.loads((directory / 'audit.json').read_text())['epsilon_lower_bound']
+  assert found[0.0] > 1
+  assert found[50.0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'method': 'hetlora', 'weights': 'module', 'weight_reference': 0.1},
+    {'method': 'hetlora', 'weights': 'model', 'weight_reference': 0.1, 'denominator': 'noised'},
+    {'method': 'homlora'},
+    {'method': 'naive', 'padding': 'state'},
+    {'method': 'coverage', 'rank_tiers': {1: 0.5, 3: 0.5}, 'min_rank': None},
+    {'method': 'ffa'},
+    {'method': 'rolora'},
+    {'method': 'full'},
+    {'method': 'ffa', **_TREE, 'noise_matrix': 'banded'},
+    {'method': 'full', **_TREE, 'tree_restart_every': 2},
+    {'sampling': 'fixed'},
+    {'sampling': 'minsep', 'min_separation': 3},
+    {'clip': 'adaptive', 'noise_multiplier': 0.1},
+  ],
+  ids=lambda changes: '-'.join(map(str, changes.values())),
+)
+def test_methods_run_privately(preset, tmp_path, changes):
+  summary = _train(preset, tmp_path / 'run', **changes)
+  assert np.isfinite(summary['final']['loss'])
+  assert _report(tmp_path / 'run')['headline']['guarantee'] == 'differential_privacy'
+  assert not _rows(tmp_path / 'run')[-1]['train_loss']
