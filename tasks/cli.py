@@ -68,6 +68,14 @@ def _fail(message: str, code: int) -> None:
   sys.exit(code)
 
 
+def _unset(name: str, kind: type, flag: Any) -> inspect.Parameter:
+  """A parameter of a command that is None where its flag is not given."""
+  annotation = Annotated[kind | None, flag]
+  return inspect.Parameter(
+    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+  )
+
+
 def _config_flags(command):
   """Gives a command one flag per configuration key, unset by default."""
   signature = inspect.signature(command)
@@ -77,25 +85,20 @@ def _config_flags(command):
     name, kind = option(field.name), TYPES[field.name]
     usual = ' '.join(as_flag(field.name, default(field))[1:]) or 'none'
     panel = field.metadata.get('panel')
-    if kind is bool:
-      usual = 'no'
     if kind is bool and default(field):
       # In a panel of its own: two long names in a row leave no room for its help.
       name, usual, panel = f'{name}/{option("no_" + field.name)}', 'where it can be', 'Switches'
+    elif kind is bool:  # What is off may be said to be off, but help is shorter without it.
+      usual = 'no'
+      hidden = typer.Option(option(f'no_{field.name}'), hidden=True)
+      flags.append(_unset(f'no_{field.name}', bool, hidden))
     flag = typer.Option(
       name,
       help=f'{field.metadata["help"]} (default: {usual})',
       show_default=False,
       rich_help_panel=panel,
     )
-    flags.append(
-      inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[(str if values.is_composed(kind) else kind) | None, flag],
-      )
-    )
+    flags.append(_unset(field.name, str if values.is_composed(kind) else kind, flag))
   command.__signature__ = signature.replace(parameters=own + flags)
   return command
 
@@ -119,7 +122,12 @@ def train(
 
   Defaults are those of --method hetlora; another method has its own where it needs them.
   """
-  given = {key: from_text(key, value) for key, value in flags.items() if value is not None}
+  given = {}
+  for key, value in flags.items():
+    if key not in TYPES:  # What turns a key off.
+      key, value = key.removeprefix('no_'), False if value else None
+    if value is not None:
+      given[key] = from_text(key, value)
   resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
   registry.find_task(resolved.task)
   if resolved.rank_file:

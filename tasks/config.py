@@ -146,7 +146,7 @@ class RunConfig:
     values.at_least(0),
   )
   l2_clip_norm: float = _private(
-    0.5, 'Largest norm of what one client sends, all modules together.', values.positive
+    2.0, 'Largest norm of what one client sends, all modules together.', values.positive
   )
   clip: str = _private(
     'fixed',

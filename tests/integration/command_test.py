@@ -3,6 +3,7 @@
 """The command as a user meets it: processes, signals, pipes and full disks."""
 
 import csv
+import json
 import os
 import pathlib
 import random
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import privacy
 from tests.integration import tiny_world
 
 _ADAPTER = 'adapter/adapter_model.safetensors'
@@ -102,26 +104,71 @@ def test_lost_worker_is_one_line(preset, tmp_path):
   assert _rounds(tmp_path / 'run')[:2] == [0, 1]
 
 
+def _train_and_kill_twice(preset, directory, **changes):
+  """Trains for 12 rounds; returns the starts that the ledger, if any, had at each kill."""
+  moments, started = random.Random(7), []
+  process = tiny_world.start(*_train(preset, directory, rounds=12, **changes))
+  for _ in range(2):
+    done = max(_rounds(directory)) if (directory / 'metrics.csv').exists() else 0
+    _await_rounds(process, directory, done + 1)
+    time.sleep(moments.uniform(0, 1))
+    process.kill()
+    process.communicate(timeout=30)
+    started.append(privacy.Ledger(directory / 'ledger.jsonl').rounds)
+    process = tiny_world.start('train', '--output-dir', directory, '--resume')
+  code, out, error = _finish(process)
+  assert code == 0, error
+  assert 'Report: ' in out
+  assert _rounds(directory) == list(range(13))
+  return started
+
+
+def _assert_same_adapters(*directories):
+  ours, theirs = (safetensors.numpy.load_file(d / _ADAPTER) for d in directories)
+  assert ours.keys() == theirs.keys()
+  assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_private_run_counts_every_start_through_kills(preset, tmp_path):
+  changes = {'privacy': 'central', 'noise_multiplier': 2.0, 'delta': 0.01}
+  started = _train_and_kill_twice(preset, tmp_path / 'run', **changes)
+  ledger = privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl')
+  for before in started:
+    assert ledger.rounds[: len(before)] == before
+  # Those that a kill left without a checkpoint are there twice.
+  assert {entry['round'] for entry in ledger.rounds} == set(range(1, 13))
+  draws = (tmp_path / 'run' / 'secrets' / 'draws.jsonl').read_text().splitlines()
+  assert len(ledger.rounds) >= 12
+  assert len(draws) == len(ledger.rounds)
+  headline = json.loads((tmp_path / 'run' / 'privacy_report.json').read_text())['headline']
+  assert headline['guarantee'] == 'differential_privacy'
+  epsilon = privacy.epsilon(ledger.event(amplified=True), 0.01)
+  assert headline['epsilon'] == pytest.approx(epsilon, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_tree_goes_on_with_its_own_noise_after_kills(preset, tmp_path):
+  changes = {
+    'privacy': 'tree', 'noise_multiplier': 0.1, 'min_separation': 2, 'delta': 0.01,
+    'insecure_seeded_noise': True,
+  }  # fmt: skip
+  undisturbed = tmp_path / 'undisturbed'
+  assert _finish(tiny_world.start(*_train(preset, undisturbed, rounds=12, **changes)))[0] == 0
+  _train_and_kill_twice(preset, tmp_path / 'run', **changes)
+  _assert_same_adapters(tmp_path / 'run', undisturbed)
+  starts = privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl').starts
+  assert {start.tree for start in starts} == {0}
+  assert {start.leaf for start in starts} == set(range(12))
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_resumes_to_the_same_end(preset, tmp_path):
   undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
   assert _finish(tiny_world.start(*_train(preset, undisturbed, rounds=12)))[0] == 0
-  moments = random.Random(7)
-  process = tiny_world.start(*_train(preset, disturbed, rounds=12))
-  for _ in range(2):
-    done = max(_rounds(disturbed)) if (disturbed / 'metrics.csv').exists() else 0
-    _await_rounds(process, disturbed, done + 1)
-    time.sleep(moments.uniform(0, 1))
-    process.kill()
-    process.communicate(timeout=30)
-    process = tiny_world.start('train', '--output-dir', disturbed, '--resume')
-  code, out, error = _finish(process)
-  assert code == 0, error
-  assert 'Report: ' in out
-  assert _rounds(disturbed) == _rounds(undisturbed) == list(range(13))
-  ours, theirs = (safetensors.numpy.load_file(d / _ADAPTER) for d in (disturbed, undisturbed))
-  assert ours.keys() == theirs.keys()
-  assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+  _train_and_kill_twice(preset, disturbed)
+  assert _rounds(undisturbed) == list(range(13))
+  _assert_same_adapters(disturbed, undisturbed)
   kept = {path.name for path in (disturbed / 'checkpoints').iterdir()}
   assert kept == {'round_11', 'round_12'}
 

@@ -152,6 +152,14 @@ def test_every_key_is_a_flag_of_the_same_name(program, run, field):
   assert options['command'] == ['hetlora', *sys.argv[1:]]
 
 
+def test_what_a_file_turns_on_a_flag_turns_off(program, run, tmp_path):
+  (tmp_path / 'c.json').write_text(json.dumps({**_CENTRAL, 'public_eval_clients': True}))
+  words = ('train', '--output-dir', 'd', '--config', 'c.json')
+  assert run(*words, '--no-public-eval-clients')[0] == 0
+  assert run(*words)[0] == 0
+  assert [call[0][0].public_eval_clients for call in program.calls] == [False, True]
+
+
 def test_flags_go_over_the_file(program, run, tmp_path):
   (tmp_path / 'c.json').write_text(json.dumps({'rounds': 7, 'seed': 5}))
   assert run('train', '--output-dir', 'd', '--config', 'c.json', '--rounds', '2')[0] == 0

@@ -41,7 +41,7 @@ def test_defaults_of_every_method_bound_what_a_client_changes(method, privacy):
   assert settled.deviation_from_exact is False
   assert settled.sampling == {'central': 'poisson', 'tree': 'minsep'}[privacy]
   assert settled.claim_amplification is (privacy == 'central')
-  assert (settled.clip, settled.l2_clip_norm) == ('fixed', 0.5)
+  assert (settled.clip, settled.l2_clip_norm) == ('fixed', 2.0)
   assert settled.noise_matrix == {'central': None, 'tree': 'tree'}[privacy]
   assert (settled.weight_reference, settled.denominator) == (None, None)
 
