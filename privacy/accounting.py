@@ -332,7 +332,10 @@ def _epsilons(parts: _Parts, deltas: Sequence[float], accountant: Accountant) ->
 def _loss_distribution(parts: _Parts, deltas: Sequence[float]) -> list[float]:
   step = max(_grid_step(part) for part in parts.sampled)
   accountant = pld.PLDAccountant(value_discretization_interval=step)
-  accountant.compose(_event(parts))
+  try:
+    accountant.compose(_event(parts))
+  except OverflowError:  # Losses beyond what a float holds: no bound by this way.
+    return [math.inf] * len(deltas)
   return [
     float(accountant.get_epsilon(delta - _GRID_DELTA_ERROR))
     if delta > _GRID_DELTA_ERROR

@@ -13,10 +13,6 @@ from privacy.noise import FreshSeeds, SeedChain, Seeds
 from privacy.queries import AdaptiveClipQuery, BandedQuery, GaussianQuery, build_tree_query
 from privacy.spec import Clipping, DpSpec, Mechanism
 
-# Standard deviation of the noise on the adaptive clip's count, per client of a round (TFF's value,
-# from arXiv:1905.03871).
-_COUNT_STDDEV = 0.05
-
 
 def build_dp_aggregator(
   spec: DpSpec, inner: tff.aggregators.UnweightedAggregationFactory | None = None
@@ -74,7 +70,7 @@ class _DpFactory(tff.aggregators.UnweightedAggregationFactory):
         f'clients without a word. Weigh inside the clip instead (WeightInsideFactory). Got {inner}.'
       )
     if spec.clipping is Clipping.ADAPTIVE:
-      _adaptive_noise(spec)
+      spec.adaptive_noise()
     self._spec = spec
     self._inner = inner
     self._denominator = denominator
@@ -97,7 +93,7 @@ def _build_query(spec: DpSpec, specs: Any) -> tfp.SumAggregationDPQuery:
     return BandedQuery(specs, clip, stddev, coefficients, _seeds_of_state(spec))
   if spec.clipping is Clipping.FIXED:
     return GaussianQuery(specs, clip, stddev, _seeds(spec))
-  noise_multiplier, count_stddev = _adaptive_noise(spec)
+  noise_multiplier, count_stddev = spec.adaptive_noise()
   return AdaptiveClipQuery(
     specs,
     clip,
@@ -120,30 +116,6 @@ def _seeds(spec: DpSpec, stream: int = 0) -> Seeds:
 def _seeds_of_state(spec: DpSpec) -> Seeds:
   """Seeds of noise that is correlated over rounds."""
   return SeedChain(None if spec.insecure_seed is None else (spec.insecure_seed, 0))
-
-
-def _adaptive_noise(spec: DpSpec) -> tuple[float, float]:
-  """Noise multiplier of the sum and standard deviation of the count's noise.
-
-  A count of +-0.5 under noise of deviation s is a Gaussian mechanism of multiplier `2 s`; with
-  `z_sum^-2 + (2 s)^-2 = z^-2` both compose to z. A simulation scales what holds for its production
-  cohort.
-
-  Raises:
-    ValueError: if the count alone would need more noise than it is given.
-  """
-  z, cohort = spec.noise_multiplier, spec.noise_cohort_size or spec.clients_per_round
-  if z == 0:
-    return 0.0, 0.0
-  count_stddev = _COUNT_STDDEV * cohort
-  if z >= 2 * count_stddev:
-    raise ValueError(
-      f'An adaptive clip needs more than 10 * noise_multiplier = {10 * z:g} clients a round, for '
-      'the noise on its count not to drown the count; there are '
-      f'{cohort:g}. Take more clients, less noise, or a fixed clip.'
-    )
-  scale = spec.clients_per_round / cohort
-  return (z**-2 - (2 * count_stddev) ** -2) ** -0.5 * scale, count_stddev * scale
 
 
 def _check_type(value_type: tff.Type) -> None:

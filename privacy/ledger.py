@@ -57,8 +57,7 @@ class Ledger:
       path: of the file; made with the first entry.
 
     Raises:
-      LedgerError: if the chain is broken.
-      OSError: if the file cannot be read.
+      LedgerError: if the chain is broken, or the file cannot be read.
     """
     self._path = pathlib.Path(path)
     self._entries: list[dict[str, Any]] = []
@@ -66,6 +65,8 @@ class Ledger:
       data = self._path.read_bytes()
     except FileNotFoundError:
       data = b''
+    except OSError as error:
+      raise LedgerError(f'{self._path} cannot be read: {error.strerror}.') from error
     self._size = len(data)
     self._torn = self._verify(data)
     self._ends_line = not data or data.endswith(b'\n')
@@ -167,8 +168,31 @@ class Ledger:
     correlated = self.spec.mechanism is not Mechanism.GAUSSIAN
     if any((place is not None) != correlated for place in (tree, leaf)) or round_number < 0:
       raise LedgerError(f'{self._path}: not a round under {self.spec.mechanism}: {start}.')
-    self._event([*self.starts, start], amplified=False)
+    if correlated:
+      try:
+        events.forest([*self.starts, start])
+      except ValueError as error:
+        raise LedgerError(f'{self._path}: {error}') from error
     self._append('round', start._asdict())
+
+  def release(self, round_number: int):
+    """Notes that what a round made is about to be seen: it is not to be made again in another way.
+
+    Args:
+      round_number: that was started.
+
+    Raises:
+      LedgerError: if it was not.
+      OSError: if it cannot be written.
+    """
+    if round_number not in (start.round for start in self.starts):
+      raise LedgerError(f'{self._path}: round {round_number} was not started.')
+    self._append('release', {'round': round_number})
+
+  @property
+  def last_release(self) -> int:
+    """The largest number of a round that was released; 0 if none was."""
+    return max((e['round'] for e in self._entries if e['kind'] == 'release'), default=0)
 
   def event(self, *, amplified: bool) -> dp_accounting.DpEvent:
     """The event of all rounds that were started.

@@ -128,6 +128,14 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
     self._seeds = seeds
     super().__init__(*args)
 
+  def preprocess_record(self, params, record):
+    """See `tfp.QuantileEstimatorQuery`; a client that sends zeros counts as one that is not there.
+
+    Otherwise it would count as unclipped, and zeroing a clipped client would move the count by 1.
+    """
+    below = super().preprocess_record(params, record)
+    return tf.where(record > 0, below, tf.zeros_like(below))
+
   def _construct_below_estimate_query(self, below_estimate_stddev, expected_num_records):
     count = GaussianQuery(tf.TensorSpec([]), _COUNT_CLIP, below_estimate_stddev, self._seeds)
     return tfp.NormalizedQuery(count, expected_num_records)

@@ -96,8 +96,8 @@ class PrivacyReport:
     if ledger is None:
       return cls(Claim.none(facts.problems), facts)
     audit, audited = facts.audit or {}, None
-    if 'epsilon_lower_bound' in audit:
-      audited = Audited(audit['epsilon_lower_bound'], audit.get('delta', 0.0))
+    if audit:
+      audited = Audited(audit['epsilon_lower_bound'], audit['delta'])
     return cls(Claim.of(ledger, facts.problems, audited), facts)
 
   @property

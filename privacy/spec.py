@@ -12,6 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Standard deviation of the noise on the adaptive clip's count, per client of a round (TFF's value,
+# from arXiv:1905.03871).
+_COUNT_STDDEV = 0.05
+
 
 class Mechanism(enum.Enum):
   """How the noise of one round goes with that of the others.
@@ -134,6 +138,29 @@ class DpSpec:
     if self.noise_cohort_size is not None:
       scale = self.clients_per_round / self.noise_cohort_size
     return self.noise_multiplier * self.l2_clip_norm * scale
+
+  def adaptive_noise(self) -> tuple[float, float]:
+    """Noise multiplier of the sum and standard deviation of the count's noise, where a clip adapts.
+
+    A count of +-0.5 under noise of deviation s is a Gaussian mechanism of multiplier `2 s`; with
+    `z_sum^-2 + (2 s)^-2 = z^-2` both compose to z. A simulation scales what holds for its
+    production cohort.
+
+    Raises:
+      ValueError: if the count alone would need more noise than it is given.
+    """
+    z, cohort = self.noise_multiplier, self.noise_cohort_size or self.clients_per_round
+    if z == 0:
+      return 0.0, 0.0
+    count_stddev = _COUNT_STDDEV * cohort
+    if z >= 2 * count_stddev:
+      raise ValueError(
+        f'An adaptive clip needs more than 10 * noise_multiplier = {10 * z:g} clients a round, for '
+        'the noise on its count not to drown the count; there are '
+        f'{cohort:g}. Take more clients, less noise, or a fixed clip.'
+      )
+    scale = self.clients_per_round / cohort
+    return (z**-2 - (2 * count_stddev) ** -2) ** -0.5 * scale, count_stddev * scale
 
   @property
   def sampling_probability(self) -> float | None:

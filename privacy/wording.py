@@ -119,14 +119,15 @@ def protection(epsilon: float, delta: float, neighbours: Relation | None) -> lis
   shown = bound(epsilon)
   odds = '' if epsilon > _LARGEST_ODDS else f' = {bound(math.exp(float(shown)))}'
   right = (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
-  percent = min(100.0, math.ceil(1000 * right - 1e-9) / 10)
+  percent = math.ceil(1000 * right - 1e-9) / 10
+  most = f'at most {percent:g} % of' if percent < 100 else 'nearly all'
   sentences = [
     'Take any one client and all that it sent, in all rounds together. The probability of any'
     f' outcome of the training is at most e^{shown}{odds} times what it would be'
     f' {_WITHOUT[neighbours]}, plus {bound(delta)}; and the other way round.',
     'Somebody who sees all that is released, knows the data of all other clients and has to tell'
-    f' {_QUESTION[neighbours]}, with both as likely beforehand, is right in at most {percent:g} %'
-    ' of cases. Guessing gives 50 %.',
+    f' {_QUESTION[neighbours]}, with both as likely beforehand, is right in {most}'
+    ' cases. Guessing gives 50 %.',
   ]
   if epsilon > 10:
     sentences.append(
@@ -148,7 +149,10 @@ def conditions(spec: DpSpec) -> list[str]:
   """Returns what must be true for the figures to hold, beside a server that does its work."""
   texts = [
     'The server does what its code says.',
-    'The keys in the directory of secrets, and the checkpoints, stay secret.',
+    'The directory secrets stays secret, with keys and cohorts'
+    + (
+      '.' if spec.mechanism is Mechanism.GAUSSIAN else ', and with checkpoints, which tell noise.'
+    ),
   ]
   if spec.sampling is Sampling.POISSON and spec.amplified:
     texts.append(
@@ -188,7 +192,7 @@ def beside(delta: float, population: int | None) -> str:
 
 def unobserved(spec: DpSpec) -> str:
   """Returns why a report does not tell who took part how often."""
-  if spec.amplified:
+  if spec.relation is not Relation.ZERO_OUT_ONE:
     return 'not reported: who was drawn is to stay secret'
   return 'unknown: the draws are not at hand'
 

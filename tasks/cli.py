@@ -154,7 +154,8 @@ def report(
   """Compute a run's privacy report anew from its ledger."""
   from tasks import privacy_report
 
-  print(f'{privacy_report.write_privacy_report(directory).headline}.')
+  written = privacy_report.write_privacy_report(directory)
+  print(f'{written.headline}.', *written.claim.reasons)
   print(f'Privacy report: {directory / "privacy_report.html"}')
 
 

@@ -15,8 +15,8 @@ from tasks import samplers
 from tasks.config import RunConfig
 from tasks.errors import UserError
 
-# A resumed run may have more rounds, and another machine other cores; all else makes another run.
-_FREE_KEYS = ('rounds', 'concurrent_clients')
+# All that may change when a run is resumed.
+_FREE_KEYS = ('rounds',)
 _MECHANISMS = {'central': privacy.Mechanism.GAUSSIAN, 'tree': privacy.Mechanism.TREE}
 
 
@@ -51,12 +51,12 @@ def settle(config: RunConfig, num_clients: int) -> RunConfig:
   if delta >= 1 / population:
     raise UserError(
       f'--delta {delta:g} is not below 1 / {population}, one over the population: it would allow '
-      f'to publish a client as it is; take at most {0.1 / population:.1g}.'
+      f'to publish a client as it is; take less, or leave it out for {population**-1.1:.2g}.'
     )
   config = dataclasses.replace(config, population_size=population, delta=delta)
   if config.noise_multiplier is None:
     config = dataclasses.replace(config, noise_multiplier=_calibrated(config))
-  _check_affords_a_round(config)
+  _check_feasible(config)
   try:
     samplers.check_serves(
       privacy.Sampling(config.sampling),
@@ -109,8 +109,13 @@ def _spec(config: RunConfig, noise_multiplier: float) -> privacy.DpSpec:
     raise UserError(f'--privacy {config.privacy}: {error}') from error
 
 
-def _check_affords_a_round(config: RunConfig) -> None:
+def _check_feasible(config: RunConfig) -> None:
   spec, target = spec_of(config), config.target_epsilon
+  if spec.clipping is privacy.Clipping.ADAPTIVE:
+    try:
+      spec.adaptive_noise()
+    except ValueError as error:
+      raise UserError(f'--clip adaptive: {error}') from error
   if target is None:
     return
   cost = accounting.claimed_epsilon(spec, events.planned(spec, 1), config.delta)

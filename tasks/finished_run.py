@@ -149,8 +149,10 @@ def _epsilons(directory: pathlib.Path) -> dict[str, float | None]:
 
 
 def _inputs(directory: pathlib.Path) -> Mapping[str, str]:
-  path = directory / 'environment.json'
-  inputs = _object(_read_object(path).get('inputs')) if path.is_file() else {}
+  inputs: dict[str, str] = {}
+  for path in (directory / 'environment.json', directory / 'secrets' / 'inputs.json'):
+    if path.is_file():
+      inputs |= _object(_read_object(path).get('inputs'))
   if not {'data_sha256', 'backbone_sha256'} <= set(inputs):
     raise UserError(
       f'{directory} does not say which data and backbone it used (inputs in environment.json);'

@@ -10,6 +10,7 @@ import numpy as np
 
 from privacy.ledger import Ledger
 from privacy.report import Facts
+from privacy.spec import Relation
 from tasks import dp_settings, page, plots, registry, samplers
 from tasks.config import RunConfig
 from tasks.errors import UserError
@@ -31,7 +32,7 @@ _WITHHELD = {
 _EVALUATED = ('eval_loss', 'eval_perplexity', 'eval_rouge_l')
 _MEANS = 'Mean losses, perplexities and RougeL of held-out clients, in metrics.csv and summary.json'
 # What tells of single held-out clients, where it was released.
-_SINGLE = ('samples.json', 'evaluation_base.json', 'evaluation_final.json', 'evaluation.json')
+_SINGLE = ('samples.json', 'evaluation_base.json', 'evaluation_final.json')
 _TUNING = (
   'This report is about one run. Other runs on the same clients, those included in which the'
   ' settings of this one were chosen, are not in its figures; each has a ledger of its own.'
@@ -53,14 +54,17 @@ def collect(directory: pathlib.Path, config: RunConfig, ledger: Ledger | None) -
     UserError: naming a file that is malformed.
   """
   table = _metrics(directory / 'metrics.csv')
-  audit = _object(directory / 'audit.json')
+  audit = _audit(directory / 'audit.json')
   environment = _object(directory / 'environment.json') or {}
   single = [name for name in _SINGLE if _is_filled(directory / name)]
   problems, checks = _checks(config, ledger, table)
+  if ledger is not None:
+    _check_secrets(directory / 'secrets', problems, checks)
   observed = None
   if ledger is not None:
     checks.insert(0, f'The hash chain of the ledger is whole ({ledger.anchor.entries} entries).')
-    if not ledger.spec.amplified:
+    # Where a client may be there or not, so may its turns; where it may be zeros, it has them.
+    if ledger.spec.relation is Relation.ZERO_OUT_ONE:
       observed = _observed(directory / 'secrets' / 'draws.jsonl')
       problems += _broken_limits(ledger, observed)
   return Facts(
@@ -100,6 +104,17 @@ def _object(path: pathlib.Path) -> dict[str, Any] | None:
   return content
 
 
+def _audit(path: pathlib.Path) -> dict[str, Any] | None:
+  """What an audit found, or None without one."""
+  audit = _object(path)
+  if audit is None:
+    return None
+  for key in ('epsilon_lower_bound', 'delta'):
+    if page.number(audit.get(key)) is None:
+      raise UserError(f'{path} must hold a number {key!r}.')
+  return audit
+
+
 def _is_filled(path: pathlib.Path) -> bool:
   return path.exists() and bool(read_json(path))
 
@@ -132,6 +147,16 @@ def _checks(
   return problems, checks
 
 
+def _check_secrets(secrets: pathlib.Path, problems: list[str], checks: list[str]) -> None:
+  """Adds whether others may read what must be kept from them."""
+  if not secrets.is_dir():
+    checks.append('The directory secrets is not at hand: whether it was kept was not checked.')
+  elif mode := secrets.stat().st_mode & 0o077:
+    problems.append(f'Others may enter the directory secrets (mode bits {mode:03o}).')
+  else:
+    checks.append('Nobody but the owner may enter the directory secrets.')
+
+
 def _describes(config: RunConfig, ledger: Ledger) -> bool:
   """Whether a configuration, which must be settled for it, is of the run of a ledger."""
   run = ledger.run or {}
@@ -147,7 +172,10 @@ def _describes(config: RunConfig, ledger: Ledger) -> bool:
 
 def _observed(path: pathlib.Path) -> dict[str, int] | None:
   """Participation as it was drawn, or None where the draws are not at hand."""
-  draws = samplers.read_draws(path) if path.exists() else []
+  try:
+    draws = samplers.read_draws(path)
+  except PermissionError:  # A reviewer need not be who ran it.
+    return None
   counts = samplers.observed(draws)._asdict() if draws else {}
   return {name: value for name, value in counts.items() if value is not None} or None
 
@@ -165,7 +193,7 @@ def _broken_limits(ledger: Ledger, observed: Mapping[str, int] | None) -> list[s
 
 def _unit(config: RunConfig) -> str:
   task = registry.TASKS.get(config.task)
-  about = f' Task {config.task}: {task.description}' if task else ''
+  about = f' Task {config.task}: {task.description.rstrip(".")}.' if task else ''
   return (
     'One client with all of its examples, in all rounds.'
     f'{about} A person who is k clients has k times the epsilon, at a larger delta.'
@@ -181,8 +209,7 @@ def _released(ledger: Ledger | None, table: plots.Table, single: Sequence[str]) 
   if ledger is not None:
     released += [
       'The ledger.',
-      'Not released, and to be kept secret: the directory secrets, with keys, cohorts and'
-      ' checkpoints.',
+      'Not released, and to be kept secret: the directory secrets.',
     ]
   if any(_filled(table, name) for name in _EVALUATED):
     released.append(f'{_MEANS}, and plots of them.')
@@ -206,8 +233,8 @@ def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -
     missing += [f'{name}: single held-out clients, whom nothing protects.' for name in single]
   if config.rank_assignment:
     missing.append(
-      'Which device has which rank: ranks are taken as public. They must not follow from the data'
-      ' of a client.'
+      'Which device has which rank: ranks are taken as public, and as the same in the run without'
+      ' a client. They must not follow from the data of a client.'
     )
   return missing
 

@@ -58,8 +58,11 @@ class NoGuard:
     """Where what the runtime says goes."""
     return self._root / 'worker.log'
 
-  def open(self, state: RunState | None, released: int) -> None:
+  def open(self, state: RunState | None) -> None:
     """There is nothing to open."""
+
+  def release(self, round_number: int) -> None:
+    """There is nothing to note."""
 
   def anchor(self) -> dict[str, Any]:
     """What a checkpoint keeps of the ledger: nothing."""
@@ -111,18 +114,16 @@ class PrivacyGuard:
     """Where what the runtime says goes: it may quote clients."""
     return self._secrets.file('worker.log')
 
-  def open(self, state: RunState | None, released: int) -> None:
+  def open(self, state: RunState | None) -> None:
     """Opens the ledger and the sampler of a new or resumed run.
 
     Args:
       state: from which the run goes on; None for a new one.
-      released: the last round of which anything was told.
 
     Raises:
       UserError: naming the ledger or the draws and what is wrong with them.
     """
     config = self._config
-    self._released = released
     try:
       self._ledger = privacy.Ledger(self._ledger_path)
       if state is not None:
@@ -134,6 +135,11 @@ class PrivacyGuard:
         delta=config.delta,
         target_epsilon=config.target_epsilon,
       )
+      if self._ledger.rounds and not (self._secrets.directory / DRAWS).exists():
+        raise UserError(
+          f'{self._secrets.directory / DRAWS} is gone, without which clients could be drawn '
+          'against the limits of this run; restore it or start a new run.'
+        )
       self._sampler = build_sampler(
         self._spec.sampling,
         self._num_clients,
@@ -145,8 +151,6 @@ class PrivacyGuard:
       )
     except (privacy.LedgerError, SamplingError) as error:
       raise UserError(str(error)) from error
-    except OSError as error:
-      raise UserError(f'{self._ledger_path} cannot be read: {error.strerror}.') from error
 
   def anchor(self) -> dict[str, Any]:
     """What a checkpoint keeps of the ledger."""
@@ -158,6 +162,11 @@ class PrivacyGuard:
 
   def reason_to_stop(self, round_number: int) -> str:
     """Why a round may not begin; empty where it may."""
+    try:
+      if not self._is_repeated(self._next(round_number)):
+        self._sampler.check(self._attempts())
+    except SamplingError as error:
+      return f'{error} The model so far is kept.'
     target = self._config.target_epsilon
     if target is None or self._epsilon_with(round_number) <= target:
       return ''
@@ -165,10 +174,7 @@ class PrivacyGuard:
 
   def _epsilon_with(self, round_number: int) -> float:
     """What everything started comes to with another round, as far as the claim goes."""
-    another = events.Start(round_number)
-    if self._spec.mechanism is not privacy.Mechanism.GAUSSIAN:
-      another = self._next_leaf(round_number)
-    starts = [*self._ledger.starts, another]
+    starts = [*self._ledger.starts, self._next(round_number)]
     return accounting.claimed_epsilon(self._spec, starts, self._config.delta)
 
   def start_round(self, round_number: int) -> Start:
@@ -177,14 +183,20 @@ class PrivacyGuard:
     Raises:
       UserError: if the sampler has nobody left to draw.
     """
+    start = self._next(round_number)
     try:
-      if self._spec.mechanism is privacy.Mechanism.GAUSSIAN:
-        cohort = self._sampler.draw(round_number, len(self._ledger.rounds))
-        self._ledger.start_round(round_number)
-        return Start(cohort)
-      return self._start_leaf(round_number)
+      if self._is_repeated(start):
+        cohort = self._sampler.repeat(round_number)
+      else:
+        cohort = self._sampler.draw(round_number, self._attempts())
     except SamplingError as error:
       raise UserError(str(error)) from error
+    self._ledger.start_round(round_number, start.tree, start.leaf)
+    return Start(cohort, fresh_noise=start.leaf == 0 and start.tree != 0)
+
+  def release(self, round_number: int) -> None:
+    """Notes that a round, whose checkpoint is on disk, is about to be seen."""
+    self._ledger.release(round_number)
 
   @contextlib.contextmanager
   def silence(self) -> Iterator[None]:
@@ -204,28 +216,15 @@ class PrivacyGuard:
         f'A round failed, which counts nevertheless; {path} says why, and may quote clients.'
       ) from error
 
-  def _start_leaf(self, round_number: int) -> Start:
-    """Draws the clients of a round whose noise is correlated with that of others.
-
-    Clients are drawn by leaves and not by starts: what was never a leaf of its own must not bring
-    two turns of a client nearer to each other.
-    """
-    leaf = self._next_leaf(round_number)
-    done = {(entry['tree'], entry['leaf']) for entry in self._leaves()}
-    if (leaf.tree, leaf.leaf) in done:
-      cohort = self._sampler.repeat(round_number)
-    else:
-      cohort = self._sampler.draw(round_number, len(done))
-    self._ledger.start_round(round_number, tree=leaf.tree, leaf=leaf.leaf)
-    return Start(cohort, fresh_noise=(leaf.leaf == 0 and leaf.tree != 0))
-
-  def _next_leaf(self, round_number: int) -> events.Start:
-    """Where a round goes: on with the tree, its last leaf once more, or another tree.
+  def _next(self, round_number: int) -> events.Start:
+    """How a round would start: on with the tree, its last leaf once more, or another tree.
 
     A round that is begun again and was not released is the same leaf: the same noise, which the
     checkpoint before it holds, for the same clients. Where it was released, the same noise beside a
     sum that rounds differently would tell the difference.
     """
+    if self._spec.mechanism is privacy.Mechanism.GAUSSIAN:
+      return events.Start(round_number)
     leaves = self._leaves()
     if not leaves:
       return events.Start(round_number, 0, 0)
@@ -233,11 +232,25 @@ class PrivacyGuard:
     tree, leaf = last['tree'], last['leaf']
     # The first leaf of a later tree has noise that no checkpoint holds yet.
     can_repeat = leaf > 0 or tree == 0
-    if can_repeat and last['round'] == round_number > self._released:
+    if can_repeat and last['round'] == round_number > self._ledger.last_release:
       return events.Start(round_number, tree, leaf)
     if last['round'] >= round_number or leaf + 1 == self._spec.restart_every:
       return events.Start(round_number, tree + 1, 0)
     return events.Start(round_number, tree, leaf + 1)
+
+  def _is_repeated(self, start: events.Start) -> bool:
+    """Whether a start is that of a leaf which was begun before."""
+    return start.tree is not None and start in self._ledger.starts
+
+  def _attempts(self) -> int:
+    """What counts as drawn before, see `Sampler.draw`.
+
+    For correlated noise leaves count and not starts: what was never a leaf of its own must not
+    bring two turns of a client nearer to each other.
+    """
+    if self._spec.mechanism is privacy.Mechanism.GAUSSIAN:
+      return len(self._ledger.rounds)
+    return len({(entry['tree'], entry['leaf']) for entry in self._leaves()})
 
   def _leaves(self) -> list[Mapping[str, Any]]:
     return [entry for entry in self._ledger.rounds if entry['kind'] == 'round']

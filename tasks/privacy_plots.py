@@ -110,7 +110,11 @@ def _draw(name: str, lines: Sequence[Curve], claim: Claim, theme: Theme) -> byte
   if by_rounds and claim.target_epsilon:
     budget = np.log10(claim.target_epsilon)
     sheet.axes.axhline(budget, color=theme.muted, linewidth=1.4, dashes=(4, 3))
-    labels.append((budget, 'budget', theme.muted))
+    # At the left end: at the right one a run that keeps to it has its own labels.
+    sheet.axes.annotate(
+      'budget', (0.0, budget), (4, 4), xycoords=('axes fraction', 'data'),
+      textcoords='offset points', color=theme.muted, fontsize=10,
+    )  # fmt: skip
   _scale(sheet, by_rounds)
   sheet.end_labels(labels)
   return sheet.png()

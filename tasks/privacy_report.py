@@ -91,7 +91,10 @@ def _continues(directory: pathlib.Path, ledger: Ledger) -> list[str]:
   seen = content.get('ledger') if isinstance(content, dict) else None
   if not isinstance(seen, dict):
     return []
-  anchor = Anchor(seen.get('entries', 0), seen.get('head', ''))
+  entries, head = seen.get('entries', 0), seen.get('head', '')
+  if type(entries) is not int or not isinstance(head, str):
+    raise UserError(f'{path} does not say how many entries the ledger had; remove it.')
+  anchor = Anchor(entries, head)
   ledger.check_anchor(anchor)
   return [f'The ledger goes on from the last report, which saw {anchor.entries} entries.']
 

@@ -101,7 +101,7 @@ class _Run:
     if state is None or state.round_number < config.rounds:
       # What a run with fewer rounds ended with is no result of this one.
       (self._directory.root / SUMMARY).unlink(missing_ok=True)
-    self._guard.open(state, self._directory.last_round('metrics.csv') or 0)
+    self._guard.open(state)
     if state is None:
       state = initial._replace(**self._guard.anchor())
       for name in ('metrics.csv', 'ranks.csv'):
@@ -112,6 +112,7 @@ class _Run:
       self._directory.drop_rounds_after(name, state.round_number)
     if self._directory.last_round('metrics.csv') != state.round_number:
       # A kill came between the checkpoint of a private round and its release.
+      self._guard.release(state.round_number)
       self._release(state, {})
     self._progress.start_rounds(state.round_number, config.rounds)
     return state
@@ -131,8 +132,8 @@ class _Run:
     learning = state.learning
     if start.fresh_noise:
       learning = learning._replace(aggregator=self._process.initialize().aggregator)
-    data = self._experiment.client_data(start.cohort, state.ranks, number)
     with self._guard.silence():
+      data = self._experiment.client_data(start.cohort, state.ranks, number)
       learning, measured, ranks = self._next(learning, data, state.ranks, start.cohort)
     row = {}
     if measured['client_work']:  # Nobody asks the clients of a private run.
@@ -147,6 +148,7 @@ class _Run:
     if self._guard.is_private:
       # Before anything of the round is told: a round that is done again was never seen.
       self._checkpoints.save(state)
+      self._guard.release(number)
       self._release(state, row)
     else:
       # Last: a resumed run drops the rows of rounds without a checkpoint.
@@ -192,7 +194,8 @@ class _Run:
       self._final_evaluation(state),
     )
     summary = results.summarize(base, final)
-    summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
+    if not self._guard.evaluations:  # A tier may be one client.
+      summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
     summary['bytes_by_rank'] = results.bytes_by_rank(self._process.sizes, experiment.initial_ranks)
     summary['adapter_names'] = names
     summary['rounds'] = state.round_number
@@ -204,7 +207,9 @@ class _Run:
       start = artifacts.as_arrays(self._process.initialize().global_model_weights.trainable)
       end = artifacts.as_arrays(state.learning.global_model_weights.trainable)
       audit.write_audit(directory.root, experiment.config, start, end)
-    privacy_report.write_privacy_report(directory.root)
+    written = privacy_report.write_privacy_report(directory.root)
+    if self._guard.is_private:
+      self._progress.say(f'{written.headline}; {directory.root / "privacy_report.html"} says more.')
     report.write_run_report(directory.root)
     return summary
 

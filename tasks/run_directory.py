@@ -42,6 +42,13 @@ _PRELIMINARY = (_LOCK, 'worker.log', '.config.json.tmp', '.environment.json.tmp'
 SECRETS = 'secrets'
 
 
+def _is_leftover(path: pathlib.Path) -> bool:
+  """Whether a run that never began may have left this behind."""
+  if path.name == SECRETS and path.is_dir():
+    return all(inner.name in _PRELIMINARY for inner in path.iterdir())
+  return path.name in _PRELIMINARY
+
+
 class RunDirectory:
   """A run's directory, locked while it is open; a context manager.
 
@@ -75,9 +82,10 @@ class RunDirectory:
     if not resume and self.root.exists():
       if not self.root.is_dir():
         raise UserError(f'{self.root} is not a directory.')
-      if any(path.name not in (*_PRELIMINARY, SECRETS) for path in self.root.iterdir()):
+      if not all(map(_is_leftover, self.root.iterdir())):
         mend = 'add --resume or choose another' if has_run else 'choose an empty or new one'
         raise UserError(f'{self.root} is in use; {mend}.')
+    self._had_secrets = (self.root / SECRETS).exists()
     self.root.mkdir(parents=True, exist_ok=True)
     self._lock = open(self.root / _LOCK, 'w')  # noqa: SIM115 (held until `close`)
     try:
@@ -103,7 +111,8 @@ class RunDirectory:
       path = self.root / name
       with contextlib.suppress(OSError):  # Checkpoints, say: then it stays.
         path.rmdir() if path.is_dir() else path.unlink()
-    shutil.rmtree(self.root / SECRETS, ignore_errors=True)
+    if not self._had_secrets:
+      shutil.rmtree(self.root / SECRETS, ignore_errors=True)
     if self._created:
       with contextlib.suppress(OSError):
         self.root.rmdir()

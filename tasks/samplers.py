@@ -100,6 +100,14 @@ class Sampler:
       self._draws.append(draw)
     return draw.clients
 
+  def check(self, attempt: int) -> None:
+    """Checks that an attempt can be drawn.
+
+    Raises:
+      SamplingError: if the population cannot serve it.
+    """
+    self._cohort(attempt)
+
   def repeat(self, round_number: int) -> list[int]:
     """Returns the cohort that a round had last, for a round that counts as the same.
 

@@ -95,13 +95,10 @@ _SYSTEMS = {
 }
 
 
-class _System:
-  """A private aggregation whose clients are canaries of these modules."""
+class _Systems:
+  """Private aggregations of the same messages, of clients that are canaries of these modules."""
 
-  def __init__(self, factory, specs):
-    weight_type = tff.to_type(collections.OrderedDict((path, np.float32) for path in specs))
-    process = factory.create(tff.types.tensorflow_to_type(specs), weight_type)
-
+  def __init__(self, processes, specs):
     @tff.tensorflow.computation(np.int64)
     def send(number):
       direction = canary_direction(specs, number)
@@ -109,29 +106,44 @@ class _System:
       weights = ((path, tf.constant(100 * _REFERENCE)) for path in specs)
       return update, collections.OrderedDict(weights)
 
-    state_type = process.initialize.type_signature.result
+    @tff.federated_computation
+    def initialize():
+      return tff.federated_zip([process.initialize() for process in processes])
 
-    @tff.federated_computation(state_type, tff.FederatedType(np.int64, tff.CLIENTS))
-    def one_round(state, numbers):
+    @tff.federated_computation(
+      initialize.type_signature.result, tff.FederatedType(np.int64, tff.CLIENTS)
+    )
+    def one_round(states, numbers):
       update, weight = tff.federated_map(send, numbers)
-      output = process.next(state, update, weight)
-      return output.state, output.result
+      outputs = [process.next(states[i], update, weight) for i, process in enumerate(processes)]
+      return (
+        tff.federated_zip([output.state for output in outputs]),
+        [output.result for output in outputs],
+      )
 
-    self._initial_state = process.initialize()
+    self._initial_states = initialize()
     self._one_round = one_round
 
   def releases(self, audit):
-    """What all rounds of one audit show."""
-    state = tf.nest.map_structure(
+    """What all rounds of one audit show, by system."""
+    states = tf.nest.map_structure(
       # The one leaf of this shape is the state of the seeds.
       lambda leaf: np.array([audit, 0]) if np.shape(leaf) == (2,) else leaf,
-      self._initial_state,
+      self._initial_states,
     )
-    shown = []
+    rounds = []
     for round_number in range(_ROUNDS):
-      state, release = self._one_round(state, list(_planted(audit, round_number)))
-      shown.append(release)
-    return shown
+      states, shown = self._one_round(states, list(_planted(audit, round_number)))
+      rounds.append(shown)
+    return list(zip(*rounds, strict=True))
+
+
+def _process(name, specs, monkeypatch):
+  weight_type = tff.to_type(collections.OrderedDict((path, np.float32) for path in specs))
+  with monkeypatch.context() as patch:
+    if name == 'weight above 1':
+      patch.setattr(weights_inside, 'weighted_inside', _uncut)
+    return _SYSTEMS[name]().create(tff.types.tensorflow_to_type(specs), weight_type)
 
 
 def _planted(audit, round_number):
@@ -164,14 +176,11 @@ def _bounds(releases):
 def _audit(monkeypatch, systems, numbers, audits):
   """Lower bounds by system, over all audits, of a message of so many numbers."""
   specs = collections.OrderedDict((f'module_{i}', tf.TensorSpec([numbers // 5])) for i in range(5))
+  running = _Systems([_process(name, specs, monkeypatch) for name in systems], specs)
   releases = {}
-  for name in systems:
-    with monkeypatch.context() as patch:
-      if name == 'weight above 1':
-        patch.setattr(weights_inside, 'weighted_inside', _uncut)
-      system = _System(_SYSTEMS[name](), specs)
-    for audit in range(audits):
-      releases[name, audit] = system.releases(audit)
+  for audit in range(audits):
+    for name, shown in zip(systems, running.releases(audit), strict=True):
+      releases[name, audit] = shown
   bounds = _bounds(releases)
   return {name: [bounds[name, audit] for audit in range(audits)] for name in systems}
 
@@ -184,12 +193,13 @@ def _claimed():
   return claimed
 
 
-def test_the_swapped_parts_are_those_of_the_product():
+def test_the_swapped_parts_are_those_of_the_product(monkeypatch):
   specs = collections.OrderedDict((f'module_{i}', tf.TensorSpec([50])) for i in range(5))
-  product = _System(_weigh_inside(build_dp_aggregator(_SPEC)), specs).releases(3)
-  swapped = _System(_weigh_inside(_QueryFactory()), specs).releases(3)
+  monkeypatch.setitem(_SYSTEMS, 'swapped', lambda: _weigh_inside(_QueryFactory()))
+  both = _Systems([_process(name, specs, monkeypatch) for name in ('correct', 'swapped')], specs)
+  product, swapped = both.releases(3)
   tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), product, swapped)
-  other = _System(_weigh_inside(build_dp_aggregator(_SPEC)), specs).releases(4)
+  other, _ = both.releases(4)
   assert not np.allclose(product[0]['module_0'], other[0]['module_0'])
   assert not np.allclose(product[0]['module_0'], product[1]['module_0'])
 

@@ -330,3 +330,17 @@ def test_lines_are_plain_json(path):
     # Without a time of day, which would tell how long a round took.
     assert datetime.date.fromisoformat(entry['date'])
     assert len(entry['hash']) == len(entry['previous']) == 64
+
+
+def test_releases_are_noted_and_cost_nothing(path):
+  ledger = _begin(path, _TREE)
+  ledger.start_round(1, 0, 0)
+  before = ledger.event(amplified=False)
+  assert ledger.last_release == 0
+  ledger.release(1)
+  again = Ledger(path)
+  assert again.last_release == 1
+  assert again.event(amplified=False) == before
+  assert len(again.rounds) == 1
+  with pytest.raises(LedgerError, match='round 2 was not started'):
+    again.release(2)

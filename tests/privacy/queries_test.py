@@ -161,7 +161,8 @@ def test_the_count_of_an_adaptive_clip_is_noised():
 def test_the_count_of_a_record_says_whether_it_was_clipped():
   query = _adaptive()
   params = query.derive_sample_params(query.initial_global_state())
-  for entry, count in [(1e-3, 0.5), (1.0, -0.5), (np.nan, 0.5)]:
+  # Zeros count as nobody: zeroing a client that was clipped moves the count by 0.5, not by 1.
+  for entry, count in [(1e-3, 0.5), (1.0, -0.5), (0.0, 0.0), (np.nan, 0.0)]:
     record = query.preprocess_record(params, [tf.fill([50, 40], entry)] * 2)
     assert record.quantile_estimator_state == count
 

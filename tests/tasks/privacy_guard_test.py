@@ -21,12 +21,12 @@ _CLIENTS = 40
 def open_guard_fixture(tmp_path):
   """Opens the guard of a run, as each process of it does."""
 
-  def open_guard(state=None, released=0, **changes):
+  def open_guard(state=None, **changes):
     settings = {'privacy': 'tree', 'min_separation': 4, 'noise_multiplier': 1.0, **changes}
     config = RunConfig(clients_per_round=5, rounds=8, **settings)
     config = dp_settings.settle(config, _CLIENTS)
     guard = privacy_guard.build_guard(config, _CLIENTS, tmp_path)
-    guard.open(state, released)
+    guard.open(state)
     return guard
 
   return open_guard
@@ -55,8 +55,9 @@ def test_rounds_of_a_tree_are_its_leaves(open_guard, places):
 def test_round_that_was_never_released_is_the_same_leaf_again(open_guard, places):
   guard = open_guard()
   first, state = guard.start_round(1), _state(guard, 1)
+  guard.release(1)
   second = guard.start_round(2)
-  again = open_guard(state, released=1)
+  again = open_guard(state)
   assert again.start_round(2) == second
   assert places() == [(1, 0, 0), (2, 0, 1), (2, 0, 1)]
   third = again.start_round(3)
@@ -75,9 +76,11 @@ def test_released_round_that_is_done_again_starts_another_tree(open_guard, place
   guard = open_guard()
   guard.start_round(1)
   state = _state(guard, 1)
-  guard.start_round(2)
-  guard.start_round(3)
-  again = open_guard(state, released=3)
+  for number in (2, 3):
+    guard.start_round(number)
+    guard.release(number)
+  open_guard(state)  # Killed again, before it starts anything.
+  again = open_guard(state)
   restarted = again.start_round(2)
   assert restarted.fresh_noise
   assert places()[-1] == (2, 1, 0)
@@ -93,7 +96,8 @@ def test_the_last_round_counts_as_released_when_it_was(open_guard, places):
   guard.start_round(1)
   state = _state(guard, 1)
   guard.start_round(2)
-  assert open_guard(state, released=2).start_round(2).fresh_noise
+  guard.release(2)
+  assert open_guard(state).start_round(2).fresh_noise
   assert places()[-1] == (2, 1, 0)
 
 
@@ -102,8 +106,9 @@ def test_first_leaf_of_a_later_tree_is_never_repeated(open_guard, places):
   guard.start_round(1)
   state = _state(guard, 1)
   guard.start_round(2)
-  open_guard(state, released=2).start_round(2)
-  assert open_guard(state, released=2).start_round(2).fresh_noise
+  guard.release(2)
+  open_guard(state).start_round(2)
+  assert open_guard(state).start_round(2).fresh_noise
   assert places() == [(1, 0, 0), (2, 0, 1), (2, 1, 0), (2, 2, 0)]
 
 
@@ -142,7 +147,7 @@ def test_torn_line_counts_and_the_run_goes_on(open_guard, tmp_path):
   state = _state(guard, 1)
   with open(tmp_path / 'ledger.jsonl', 'a') as file:
     file.write('{"config_sha')
-  again = open_guard(state, released=1)
+  again = open_guard(state)
   again.start_round(2)
   ledger = privacy.Ledger(tmp_path / 'ledger.jsonl')
   assert [entry['kind'] for entry in ledger.rounds] == ['round', 'torn', 'round']
@@ -165,7 +170,7 @@ def test_budget_stops_before_the_round_that_would_pass_it(tmp_path, kind):
   settings = {**config.to_json(), 'target_epsilon': cost[3] * 1.0001}
   config = dp_settings.settle(RunConfig(**settings), _CLIENTS)
   guard = privacy_guard.build_guard(config, _CLIENTS, tmp_path)
-  guard.open(None, 0)
+  guard.open(None)
   number = 1
   while not guard.reason_to_stop(number):
     guard.start_round(number)
@@ -196,7 +201,7 @@ def test_errors_of_a_round_go_to_a_secret_file(open_guard, tmp_path):
 def test_without_privacy_cohorts_follow_the_seed(tmp_path):
   config = RunConfig(clients_per_round=5)
   guard = privacy_guard.build_guard(config, _CLIENTS, tmp_path)
-  guard.open(None, 0)
+  guard.open(None)
   assert guard.start_round(3) == guard.start_round(3)
   assert guard.start_round(3) != guard.start_round(4)
   assert not list(tmp_path.iterdir())
