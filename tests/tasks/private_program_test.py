@@ -15,7 +15,7 @@ import tensorflow as tf
 import privacy
 from hetlora_tff.clients import training
 from privacy import accounting, events
-from tasks import program, registry
+from tasks import compare, program, registry
 from tasks.errors import UserError
 from tests.integration import tiny_world
 
@@ -26,6 +26,7 @@ _PRIVATE = {
   'delta': 0.01,
   'rounds': 3,
   'clients_per_round': 2,
+  'decode_examples': 0,
 }
 _TREE = {**_PRIVATE, 'privacy': 'tree', 'min_separation': 3}
 _EMPTY_IN_PRIVATE = (
@@ -113,6 +114,7 @@ def test_columns_about_training_clients_stay_empty(private):
 
 def test_what_was_drawn_and_single_held_out_clients_are_secret(private):
   assert not (private / 'samples.json').exists()
+  assert 'tiers' not in json.loads((private / 'summary.json').read_text())
   assert not (private / 'evaluation_final.json').exists()
   assert stat.S_IMODE((private / 'secrets').stat().st_mode) == 0o700
   for name in ('sampling', 'draws.jsonl'):
@@ -201,6 +203,23 @@ def test_ledger_that_is_shorter_than_its_checkpoint_is_refused(private, preset, 
     _train(preset, tmp_path / 'copy', rounds=4, resume=True)
 
 
+def test_draws_that_are_gone_are_not_made_up(private, preset, tmp_path):
+  shutil.copytree(private, tmp_path / 'copy')
+  ledger = (tmp_path / 'copy' / 'ledger.jsonl').read_bytes()
+  (tmp_path / 'copy' / 'secrets' / 'draws.jsonl').unlink()
+  with pytest.raises(UserError, match=r'draws\.jsonl is gone'):
+    _train(preset, tmp_path / 'copy', rounds=4, resume=True)
+  assert (tmp_path / 'copy' / 'ledger.jsonl').read_bytes() == ledger
+
+
+def test_private_runs_are_compared(private, preset, tmp_path):
+  _train(preset, tmp_path / 'other', noise_multiplier=2.0, rounds=1)
+  compare.compare([private, tmp_path / 'other'], tmp_path / 'compared')
+  with open(tmp_path / 'compared' / 'comparison.csv', newline='') as file:
+    epsilons = [float(row['epsilon']) for row in csv.DictReader(file)]
+  assert epsilons[0] > epsilons[1] > 0
+
+
 def test_rounds_to_which_nobody_comes_release_noise_and_count(preset, tmp_path):
   # A sixth of six clients: most runs of eight rounds have an empty one; this seed's has.
   changes = {'clients_per_round': 1, 'rounds': 8, 'insecure_seeded_noise': True, 'seed': 3}
@@ -219,12 +238,13 @@ def test_rounds_to_which_nobody_comes_release_noise_and_count(preset, tmp_path):
 
 
 def test_projection_is_no_guarantee(preset, tmp_path):
-  _train(preset, tmp_path / 'run', rounds=1, noise_cohort_size=1000, population_size=100_000)
+  changes = {'rounds': 1, 'noise_cohort_size': 1000, 'population_size': 100_000, 'delta': 1e-6}
+  _train(preset, tmp_path / 'run', **changes)
   headline = _report(tmp_path / 'run')['headline']
   assert headline['guarantee'] == 'projected'
   assert headline['epsilon'] is None
   spec = privacy.DpSpec(1.0, 0.5, 1000, sampling=privacy.Sampling.POISSON, population_size=100_000)
-  expected = accounting.epsilon(events.run_event(spec, 1, amplified=True), 0.01)
+  expected = accounting.epsilon(events.run_event(spec, 1, amplified=True), 1e-6)
   assert headline['projected_epsilon'] == pytest.approx(expected, rel=1e-3)
 
 
@@ -272,7 +292,7 @@ def test_audit_finds_canaries_without_noise_and_not_with_it(preset, tmp_path):
   ids=lambda changes: '-'.join(map(str, changes.values())),
 )
 def test_methods_run_privately(preset, tmp_path, changes):
-  summary = _train(preset, tmp_path / 'run', **changes)
+  summary = _train(preset, tmp_path / 'run', **{'rounds': 2, **changes})
   assert np.isfinite(summary['final']['loss'])
   assert _report(tmp_path / 'run')['headline']['guarantee'] == 'differential_privacy'
   assert not _rows(tmp_path / 'run')[-1]['train_loss']
