@@ -213,7 +213,7 @@ def test_the_suite_of_privacy_has_every_method_at_every_epsilon_and_cohort(tmp_p
   private = [run for run in runs if run.privacy == 'central']
   assert {run.method for run in runs if run.privacy == 'none'} == {run.method for run in private}
   levels = {(run.method, run.target_epsilon, run.noise_cohort_size) for run in private}
-  assert len(levels) == len(private) == 3 * 2 * 2
+  assert len(levels) == len(private) == 3 * 3 * 2
   assert {run.population_size / run.noise_cohort_size for run in private} == {100}
   assert {run.eval_split for run in runs} == {'validation'}
 
