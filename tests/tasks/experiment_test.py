@@ -112,12 +112,6 @@ def test_public_tiers_are_the_denominators_of_coverage(tff_runtime, preset):
   np.testing.assert_allclose(moved['tier'][:, 1:], moved['fixed'][:, 1:], rtol=1e-5)
 
 
-def test_cohort_is_of_the_size_asked_for(tiny):
-  assert len(set(tiny.cohort(1))) == 3
-  assert tiny.cohort(1) == tiny.cohort(1)
-  assert len({tuple(tiny.cohort(number)) for number in range(1, 6)}) > 1
-
-
 def _adapters(shapes, rank=4):
   return collections.OrderedDict(
     (path, LoraFactors(np.zeros([rank, d_in]), np.zeros([d_out, rank])))
