@@ -97,7 +97,8 @@ def _spec(config: RunConfig, noise_multiplier: float) -> privacy.DpSpec:
       clipping=privacy.Clipping(config.clip),
       clip_quantile=config.clip_quantile or 0.5,
       sampling=privacy.Sampling(config.sampling),
-      population_size=_population(config),
+      # Canaries are drawn like everyone else.
+      population_size=config.population_size + config.audit_canaries,
       amplified=config.claim_amplification,
       min_separation=config.min_separation,
       max_participations=config.max_participations,
@@ -124,12 +125,6 @@ def _check_feasible(config: RunConfig) -> None:
       f'--target-epsilon {target:g} is below what one round costs at --noise-multiplier '
       f'{config.noise_multiplier:g}: {cost:.3g}; take more noise or a larger target.'
     )
-
-
-def _population(config: RunConfig) -> int:
-  """Clients that a round is drawn from; canaries are drawn like everyone else."""
-  canaries = config.audit_canaries if config.noise_cohort_size is None else 0
-  return config.population_size + canaries
 
 
 def _calibrated(config: RunConfig) -> float:

@@ -61,6 +61,8 @@ RULES = (
        {**_PRIVATE, 'sampling': ('minsep',)}),
   Rule('population_size', Limit((), 'stands for a production run, whose clients have a number'),
        {**_PRIVATE, 'noise_cohort_size': AllBut(None)}),
+  Rule('audit_canaries', Limit((0,), 'guarantees nothing here that canaries could test'),
+       {**_PRIVATE, 'noise_cohort_size': AllBut(None)}),
   *(Rule(key, Limit((None,), *_NO_TREE), {'privacy': ('central',)})
     for key in ('noise_matrix', 'tree_restart_every')),
   Rule('tree_restart_every', Limit((None,), 'has no trees', 'take --noise-matrix tree'),

@@ -103,6 +103,10 @@ def test_what_the_program_fills_in_reads_back_the_same(given, tmp_path):
 
 
 _REFUSED = [
+  (
+    {**_CENTRAL, 'noise_cohort_size': 9, 'population_size': 99, 'audit_canaries': 5},
+    '--audit-canaries 5: --privacy central with --noise-cohort-size 9 guarantees nothing here',
+  ),
   ({'privacy': 'central'}, '--noise-multiplier is missing: --privacy central adds noise; give it'),
   ({**_CENTRAL, 'noise_multiplier': 0.0, 'target_epsilon': 2.0}, '--target-epsilon 2.0: --noise-'),
   ({'privacy': 'tree', 'noise_multiplier': 1.0}, '--min-separation is missing: --privacy tree '),
