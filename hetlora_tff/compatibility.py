@@ -9,10 +9,10 @@ import tensorflow_federated as tff
 
 from hetlora_tff.adapters.layout import TrainedFactors
 from hetlora_tff.aggregation import (
-  NoisedDenominatorFactory,
   ProductAggregationFactory,
   RankCoverageMeanFactory,
   SparsityWeightedMeanFactory,
+  SummedDenominatorFactory,
   WeightInsideFactory,
   ZeroPadMeanFactory,
 )
@@ -24,7 +24,7 @@ _FACTORIES = (
   tff.aggregators.UnweightedAggregationFactory,
   tff.aggregators.WeightedAggregationFactory,
 )
-_PER_MODULE = (NoisedDenominatorFactory, SparsityWeightedMeanFactory, WeightInsideFactory)
+_PER_MODULE = (SummedDenominatorFactory, SparsityWeightedMeanFactory, WeightInsideFactory)
 _IN_THE_CLEAR = (
   ProductAggregationFactory,
   RankCoverageMeanFactory,

@@ -16,6 +16,7 @@ from hetlora_tff.adapters.model import FullModel
 from hetlora_tff.aggregation import ZeroPadMeanFactory
 from hetlora_tff.clients.full_training import build_train_full_on_client, full_weights_type
 from hetlora_tff.clients.weights import ClientWeighting
+from hetlora_tff.clients.work import ClientSums
 from hetlora_tff.message_sizes import MessageSizes, num_bytes
 from hetlora_tff.process import (
   HetLoraProcess,
@@ -35,7 +36,7 @@ def build_full_process(
   client_optimizer: tff.learning.optimizers.Optimizer | None = None,
   aggregator: Any = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
-  measures_clients: bool = True,
+  client_sums: ClientSums | None = None,
   wrap_client: Callable[[tff.Computation], tff.Computation] | None = None,
   max_bytes: int = _MAX_BYTES,
 ) -> HetLoraProcess:
@@ -50,7 +51,7 @@ def build_full_process(
     aggregator: any TFF aggregation factory, weighted or (with uniform weights) unweighted; the
       plain mean by default.
     server_optimizer: SGD at 1.0 by default, which puts the mean of the clients in their place.
-    measures_clients: see `build_hetlora_process`.
+    client_sums: see `build_hetlora_process`.
     wrap_client: likewise.
     max_bytes: the largest model. Every client of a round downloads, trains and uploads all of it,
       and the server's state is one message: Protocol Buffers end at 2 GiB.
@@ -69,7 +70,7 @@ def build_full_process(
   weights = compatibility.resolve_weighting(weights, aggregator)
   client_optimizer = client_optimizer or tff.learning.optimizers.build_adam(1e-3)
   train = build_train_full_on_client(model, weights, client_optimizer)
-  work = build_work(train, measures_clients, wrap_client)
+  work = build_work(train, client_sums, wrap_client)
   parts = Parts(
     tff.tensorflow.computation(
       lambda: tff.learning.models.ModelWeights(model.initial_weights(), ())

@@ -22,12 +22,14 @@ class MessageSizes:
     weights_type: what a broadcast sends.
     message_type: what a client sends.
     selects_rank: whether a client is sent its slice only.
+    upload_bits: of a number on its way up; those of the modulus where a protocol masks it.
   """
 
   layout: AdapterLayout | None
   weights_type: tff.Type
   message_type: tff.Type
   selects_rank: bool = False
+  upload_bits: int = 8 * _FLOAT_BYTES
 
   def download(self, rank: int) -> int:
     """Bytes that one client of `rank` downloads."""
@@ -36,7 +38,8 @@ class MessageSizes:
   def upload(self, rank: int) -> int:
     """Bytes that one client uploads: the same for every rank, since padding hides it."""
     del rank
-    return num_bytes(self.message_type)
+    numbers = num_bytes(self.message_type) // _FLOAT_BYTES
+    return -(-numbers * self.upload_bits // 8)
 
   def slice(self, rank: int) -> int:
     """Bytes of what a client of `rank` trains, whoever moves it."""
@@ -53,6 +56,12 @@ class MessageSizes:
       min(rank, layout.config.module_rank(path)) * shape.d_out
       for path, shape in layout.shapes.items()
     )
+
+  def largest_update(self, rank: int) -> int:
+    """Numbers of its message that a client of `rank` changes in one round, at most."""
+    held, layout = self.held_parameters(rank), self.layout
+    alternates = layout is not None and layout.trained is TrainedFactors.ALTERNATING
+    return held if alternates else self.trained_parameters(rank)
 
   def held_parameters(self, rank: int) -> int:
     """Numbers of the adapters that a client of `rank` computes with; all of a whole model."""

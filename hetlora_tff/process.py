@@ -33,7 +33,7 @@ from hetlora_tff.aggregation import (
 from hetlora_tff.aggregation.exactness import build_deviation_from_exact
 from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.training import LocalTraining, build_train_on_client
-from hetlora_tff.clients.work import SUMMED, HetLoraClientWork
+from hetlora_tff.clients.work import ClientSums, HetLoraClientWork
 from hetlora_tff.distribution.absent_rows import AbsentRows
 from hetlora_tff.distribution.broadcast import build_truncating_broadcast
 from hetlora_tff.distribution.select import RankSelect
@@ -129,7 +129,7 @@ def build_hetlora_process(
   aggregator: Any = None,
   finalizer: tff.learning.templates.FinalizerProcess | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
-  measures_clients: bool = True,
+  client_sums: ClientSums | None = None,
   measures_deviation: bool = False,
   wrap_client: Callable[[tff.Computation], tff.Computation] | None = None,
   max_residual_bytes: int = _MAX_RESIDUAL_BYTES,
@@ -149,8 +149,8 @@ def build_hetlora_process(
       one with `server_optimizer`.
     server_optimizer: SGD at 1.0 by default, which makes `STATE` padding the paper's equation
       exactly; only for the stock finalizer.
-    measures_clients: whether the metrics have the sums of `HetLoraClientWork`. They are neither
-      noised nor secured: not where clients are to be protected.
+    client_sums: what of the clients is measured and how it is summed, see `HetLoraClientWork`; by
+      default everything, neither noised nor secured: not where clients are to be protected.
     measures_deviation: whether the metrics have `deviation_from_exact` (see
       `build_deviation_from_exact`), which looks at single clients: for simulations. It compares
       weights after the finalizer, so another server step than the default is part of it.
@@ -178,7 +178,7 @@ def build_hetlora_process(
     client_optimizer or tff.learning.optimizers.build_adam(1e-3),
     shows_asked=measures_deviation,
   )
-  work = build_work(train, measures_clients, wrap_client)
+  work = build_work(train, client_sums, wrap_client)
   aggregation = create_aggregation(aggregator, work)
   parts = Parts(
     tff.tensorflow.computation(layout.initial_weights),
@@ -203,12 +203,12 @@ def build_hetlora_process(
 
 def build_work(
   train_on_client: tff.Computation,
-  measures_clients: bool,
+  client_sums: ClientSums | None,
   wrap_client: Callable[[tff.Computation], tff.Computation] | None,
 ) -> HetLoraClientWork:
   """The client work of a local computation; see `build_hetlora_process`."""
   train = wrap_client(train_on_client) if wrap_client else train_on_client
-  return HetLoraClientWork(train, SUMMED if measures_clients else ())
+  return HetLoraClientWork(train, client_sums)
 
 
 def create_aggregation(

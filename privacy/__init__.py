@@ -13,6 +13,8 @@ if TYPE_CHECKING:
   from privacy.aggregators import build_dp_aggregator, build_dp_sum
   from privacy.ledger import Anchor, Ledger, LedgerError
   from privacy.report import PrivacyReport
+  from privacy.secure_aggregators import build_secure_aggregator
+  from privacy.secure_sum import Rounding, SecureSumSpec
   from privacy.spec import Clipping, DpSpec, Mechanism, Relation, Sampling
 
 _MODULES = {
@@ -24,10 +26,13 @@ _MODULES = {
   'Mechanism': 'spec',
   'PrivacyReport': 'report',
   'Relation': 'spec',
+  'Rounding': 'secure_sum',
   'Sampling': 'spec',
+  'SecureSumSpec': 'secure_sum',
   'UnsupportedEventError': 'accounting',
   'build_dp_aggregator': 'aggregators',
   'build_dp_sum': 'aggregators',
+  'build_secure_aggregator': 'secure_aggregators',
   'epsilon': 'accounting',
 }
 
@@ -40,10 +45,13 @@ __all__ = [
   'Mechanism',
   'PrivacyReport',
   'Relation',
+  'Rounding',
   'Sampling',
+  'SecureSumSpec',
   'UnsupportedEventError',
   'build_dp_aggregator',
   'build_dp_sum',
+  'build_secure_aggregator',
   'epsilon',
 ]
 

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From events to epsilon and back: two accountants, zCDP, and the noise or the rounds for a budget.
 
-Every figure is an upper bound. Without amplification all events are Gaussian, and Gaussians compose
-to one; its epsilon has a closed form (Balle and Wang, arXiv:1805.06530), which is what privacy loss
-distributions only approximate, and slowly.
+Every figure is an upper bound. Without amplification and without noise of clients all events are
+Gaussian, and Gaussians compose to one; its epsilon has a closed form (Balle and Wang,
+arXiv:1805.06530), which is what privacy loss distributions only approximate, and slowly. Skellam
+noise, which clients add, has a bound by Renyi DP alone.
 """
 
 import collections
@@ -18,10 +19,10 @@ from typing import NamedTuple
 import dp_accounting
 from dp_accounting import pld
 from dp_accounting.rdp import rdp_privacy_accountant
-from scipy import optimize, special
+from scipy import optimize
 
-from privacy import events
-from privacy.spec import DpSpec, Relation
+from privacy import events, gaussian, skellam
+from privacy.spec import DpSpec, Mechanism, Relation
 
 # Of a sampled round: steps of the grid that its losses are rounded up to, within so many deviations
 # of the unsampled loss (all but e^-50 of them), and steps per deviation where that is coarser. The
@@ -31,9 +32,9 @@ _GRID_STEPS, _GRID_DEVIATIONS, _STEPS_PER_DEVIATION = 20_000, 10.0, 20
 _LEAST_STEP = 1e-6
 # More than what floating point was seen to take from a delta in compositions of up to 10^4 rounds.
 _GRID_DELTA_ERROR = 1e-11
-# Sensitivities of a Gaussian with noise 1 outside of which floating point cannot be relied on; with
-# sampling, below which the accountants are slow. A lesser one has a lesser epsilon.
-_LEAST_MU, _LEAST_SAMPLED_MU, _MOST_MU = 1e-6, 3e-3, 1e7
+# Sensitivities of a Gaussian with noise 1 below which, with sampling, the accountants are slow, and
+# above which floating point cannot be relied on. A lesser one has a lesser epsilon.
+_LEAST_SAMPLED_MU, _MOST_MU = 3e-3, 1e7
 # The default ones are too large for the large epsilons of runs without a cohort to speak of.
 _RENYI_ORDERS = (1.005, 1.01, 1.02, 1.05, *rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 # Between which noise is looked for, and how far off its logarithm may be before it is rounded up.
@@ -60,15 +61,27 @@ class _Sampled(NamedTuple):
 
 
 class _Parts(NamedTuple):
-  """What an event is made of: one Gaussian with sensitivity `mu` and noise 1, and sampled ones."""
+  """What an event is made of.
+
+  One Gaussian with sensitivity `mu` and noise 1, sampled ones, and sums under Skellam noise.
+  """
 
   mu: float
   sampled: tuple[_Sampled, ...] = ()
+  integers: tuple[skellam.Sums, ...] = ()
 
   @property
   def unsampled_mu(self) -> float:
     """Sensitivity of the one Gaussian that everything is without sampling."""
     return math.hypot(self.mu, *(part.mu * math.sqrt(part.count) for part in self.sampled))
+
+  def under(self, multiplier: float) -> '_Parts':
+    """The same with so many times the noise."""
+    return _Parts(
+      self.mu / multiplier,
+      tuple(part._replace(mu=part.mu / multiplier) for part in self.sampled),
+      tuple(part._replace(variance=part.variance * multiplier**2) for part in self.integers),
+    )
 
 
 def epsilon(
@@ -87,7 +100,8 @@ def epsilon(
       public denominators; for REPLACE_ONE a sampled event has no bound here.
 
   Raises:
-    UnsupportedEventError: if the event has no bound: no noise, or of a kind that is not known.
+    UnsupportedEventError: if the event has no bound by this accountant: no noise, or of a kind that
+      is not known, or Skellam noise and not RDP.
     ValueError: if `delta` is out of range.
   """
   return epsilons(event, [delta], accountant, relation)[0]
@@ -111,7 +125,7 @@ def epsilons(
 def claimed_epsilon(spec: DpSpec, starts: Sequence[events.Start], delta: float) -> float:
   """What a run claims once these rounds were started: the figure that a budget is held against.
 
-  By PLD, with the amplification and for the relation of the spec.
+  By `claiming_accountant`, with the amplification and for the relation of the spec.
 
   Args:
     spec: of the run; of the production run, where the spec projects.
@@ -123,18 +137,26 @@ def claimed_epsilon(spec: DpSpec, starts: Sequence[events.Start], delta: float) 
     ValueError: if `delta` is out of range.
   """
   event = events.started_event(spec, starts, amplified=bool(spec.amplified))
-  return epsilon(event, delta, relation=spec.relation or Relation.ADD_OR_REMOVE_ONE)
+  relation = spec.relation or Relation.ADD_OR_REMOVE_ONE
+  return epsilon(event, delta, claiming_accountant(spec), relation)
+
+
+def claiming_accountant(spec: DpSpec) -> Accountant:
+  """The one whose figure a run claims: the tightest that can bound its noise."""
+  return Accountant.RDP if spec.mechanism is Mechanism.SKELLAM else Accountant.PLD
 
 
 def zcdp_rho(event: dp_accounting.DpEvent) -> float:
   """The rho of zero-concentrated DP (arXiv:1605.02065) of an event without sampling.
 
   Raises:
-    UnsupportedEventError: if the event has no bound, or is sampled.
+    UnsupportedEventError: if the event has no bound, or is sampled, or has Skellam noise.
   """
   parts = _parts(event)
   if parts.sampled:
     raise UnsupportedEventError('There is no rho here for Poisson samples.')
+  if parts.integers:
+    raise UnsupportedEventError('There is no rho here for Skellam noise.')
   return parts.mu**2 / 2
 
 
@@ -185,11 +207,10 @@ def calibrate(spec: DpSpec, rounds: int, target_epsilon: float, delta: float) ->
     raise ValueError(f'Needs a round and a budget, got {rounds} rounds at {target_epsilon}.')
   _check_delta(delta)
   parts = _parts(_claimed_event(dataclasses.replace(spec, noise_multiplier=1.0), rounds))
+  claiming = claiming_accountant(spec)
 
-  def excess(log_multiplier: float, accountant: Accountant = Accountant.PLD) -> float:
-    multiplier = math.exp(log_multiplier)
-    sampled = tuple(part._replace(mu=part.mu / multiplier) for part in parts.sampled)
-    (bound,) = _epsilons(_Parts(parts.mu / multiplier, sampled), [delta], accountant)
+  def excess(log_multiplier: float, accountant: Accountant = claiming) -> float:
+    (bound,) = _epsilons(parts.under(math.exp(log_multiplier)), [delta], accountant)
     # Nearly a straight line, but for an epsilon of 0.
     return math.log(max(bound, target_epsilon * 1e-3) / target_epsilon)
 
@@ -211,7 +232,7 @@ def calibrate(spec: DpSpec, rounds: int, target_epsilon: float, delta: float) ->
   multiplier = digits.create_decimal(math.exp(root - _ROOT_ERROR))
   while True:
     calibrated = dataclasses.replace(spec, noise_multiplier=float(multiplier))
-    if epsilon(_claimed_event(calibrated, rounds), delta) <= target_epsilon:
+    if epsilon(_claimed_event(calibrated, rounds), delta, claiming) <= target_epsilon:
       return calibrated
     multiplier = digits.next_plus(multiplier)
 
@@ -231,7 +252,8 @@ def affordable_rounds(spec: DpSpec, target_epsilon: float, delta: float, *, at_m
   """
 
   def fits(rounds: int) -> bool:
-    return epsilon(_claimed_event(spec, rounds), delta) <= target_epsilon
+    event = _claimed_event(spec, rounds)
+    return epsilon(event, delta, claiming_accountant(spec)) <= target_epsilon
 
   if fits(at_most):
     return at_most
@@ -261,7 +283,7 @@ def _parts(event: dp_accounting.DpEvent) -> _Parts:
   Raises:
     UnsupportedEventError: if there is anything else in it, or no noise.
   """
-  squared, counts = 0.0, collections.Counter()
+  squared, counts, integers = 0.0, collections.Counter(), collections.Counter()
   pending = [(event, 1)]
   while pending:
     part, count = pending.pop()
@@ -269,6 +291,8 @@ def _parts(event: dp_accounting.DpEvent) -> _Parts:
       continue
     if isinstance(part, dp_accounting.GaussianDpEvent):
       squared += count * _mu(part) ** 2
+    elif isinstance(part, events.SkellamDpEvent):
+      integers[part] += count
     elif isinstance(part, dp_accounting.SelfComposedDpEvent):
       pending.append((part.event, count * part.count))
     elif isinstance(part, dp_accounting.ComposedDpEvent):
@@ -276,7 +300,7 @@ def _parts(event: dp_accounting.DpEvent) -> _Parts:
     elif isinstance(part, dp_accounting.PoissonSampledDpEvent):
       # Gaussians of one sample are one Gaussian of it.
       inner = _parts(part.event)
-      if inner.sampled or not 0 <= part.sampling_probability <= 1:
+      if inner.sampled or inner.integers or not 0 <= part.sampling_probability <= 1:
         raise UnsupportedEventError(f'There is no bound for {part}.')
       if part.sampling_probability == 1:
         squared += count * inner.mu**2
@@ -284,12 +308,19 @@ def _parts(event: dp_accounting.DpEvent) -> _Parts:
         counts[part.sampling_probability, inner.mu] += count
     else:
       raise UnsupportedEventError(f'There is no bound for {type(part).__name__}.')
-  parts = _Parts(
-    math.sqrt(squared), tuple(_Sampled(q, mu, count) for (q, mu), count in counts.items())
-  )
-  if parts.unsampled_mu > _MOST_MU:
-    raise UnsupportedEventError('There is too little noise for a bound.')
+  sampled = tuple(_Sampled(q, mu, count) for (q, mu), count in counts.items())
+  sums = tuple(skellam.Sums(part.variance, part.l1, part.l2, n) for part, n in integers.items())
+  parts = _Parts(math.sqrt(squared), sampled, sums)
+  _check_noise(parts)
   return parts
+
+
+def _check_noise(parts: _Parts):
+  enough = all(_MOST_MU**2 * part.variance > part.l2**2 for part in parts.integers)
+  if parts.unsampled_mu > _MOST_MU or not enough:
+    raise UnsupportedEventError('There is too little noise for a bound.')
+  if parts.integers and parts.unsampled_mu > 0:
+    raise UnsupportedEventError('There is no bound here for Skellam noise beside another.')
 
 
 def _mu(event: dp_accounting.GaussianDpEvent) -> float:
@@ -312,9 +343,13 @@ def _event(parts: _Parts) -> dp_accounting.DpEvent:
 
 
 def _epsilons(parts: _Parts, deltas: Sequence[float], accountant: Accountant) -> list[float]:
+  if parts.integers:
+    if accountant is not Accountant.RDP:
+      raise UnsupportedEventError('Skellam noise has a bound by Renyi DP (RDP) alone.')
+    return [skellam.epsilon(parts.integers, delta) for delta in deltas]
   mu = parts.unsampled_mu
   if accountant is Accountant.PLD:
-    unsampled = [_gaussian_epsilon(mu, delta) for delta in deltas]
+    unsampled = [gaussian.epsilon(mu, delta) for delta in deltas]
     sampled = _loss_distribution
   else:
     unsampled = [rho_to_epsilon(mu**2 / 2, delta) for delta in deltas]
@@ -356,38 +391,3 @@ def _renyi(parts: _Parts, deltas: Sequence[float]) -> list[float]:
   accountant = rdp_privacy_accountant.RdpAccountant(_RENYI_ORDERS)
   accountant.compose(_event(parts))
   return [float(accountant.get_epsilon(delta)) for delta in deltas]
-
-
-def _gaussian_epsilon(mu: float, delta: float) -> float:
-  """The epsilon of a Gaussian mechanism with sensitivity `mu` and noise 1, from above."""
-  if mu == 0:
-    return 0.0
-  mu = max(mu, _LEAST_MU)
-  # What floating point may take from the logarithm of a delta.
-  log_delta = math.log(delta) - 1e-6
-  if _gaussian_log_delta(mu, 0.0) <= log_delta:
-    return 0.0
-  # Above, delta is kept: the bound by concentrated DP.
-  low, high = 0.0, mu**2 / 2 + mu * math.sqrt(-2 * log_delta)
-  while True:
-    middle = (low + high) / 2
-    if not low < middle < high or high - low < 1e-12 * high:
-      return high
-    if _gaussian_log_delta(mu, middle) <= log_delta:
-      high = middle
-    else:
-      low = middle
-
-
-def _gaussian_log_delta(mu: float, epsilon: float) -> float:
-  """The logarithm of `P(x <= -a) - e^epsilon P(x <= -b)`, x normal, with `b - a = mu`.
-
-  `a = epsilon / mu - mu / 2`. Both terms are `exp(-a^2 / 2)` times a scaled error function, so none
-  of them underflows (arXiv:1805.06530, Thm. 8).
-  """
-  a = epsilon / mu - mu / 2
-  if a < -30:
-    return 0.0
-  root = math.sqrt(2)
-  difference = special.erfcx(a / root) - special.erfcx((a + mu) / root)
-  return float(math.log(difference / 2) - a**2 / 2)

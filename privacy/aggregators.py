@@ -9,8 +9,12 @@ import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 from privacy.banded import banded_coefficients
+from privacy.distributed import SkellamSumFactory
 from privacy.noise import FreshSeeds, SeedChain, Seeds
+from privacy.quantization import decode, encode, wrap
 from privacy.queries import AdaptiveClipQuery, BandedQuery, GaussianQuery, build_tree_query
+from privacy.secure_aggregators import build_secure_aggregator, modular_sum_process
+from privacy.secure_sum import SecureSumSpec
 from privacy.spec import Clipping, DpSpec, Mechanism
 
 
@@ -45,17 +49,23 @@ def build_dp_sum(
   makes the two together as private as `spec.noise_multiplier` alone). Every `create` draws a key
   of its own for the noise.
 
+  With `spec.secure_sum` the clipped values go through a secure sum, whose rounding `spec.inflation`
+  accounts for. The noise is the server's all the same, but SKELLAM's: see `SkellamSumFactory`.
+
   Edge cases:
     a value with a NaN or an infinity contributes zeros;
-    no client at all: pure noise.
+    no client at all: pure noise; zeros where it would be the clients' noise.
 
   Args:
     spec: the mechanism.
-    inner: sums the clipped values; a plain sum by default. It must not make the sum more sensitive.
+    inner: sums the clipped values (where the clip adapts: those divided by the clip, beside counts
+      of +-0.5); a plain sum by default, or that of `spec.secure_sum`. It must not make the sum more
+      sensitive.
 
   Raises:
     TypeError: if `inner` is weighted; at `create`, if `V` is of another kind.
-    ValueError: if the clip adapts, with too few clients a round for that.
+    ValueError: if the clip adapts, with too few clients a round for that; if the noise is SKELLAM's
+      and there is an `inner`, a seed, or too much of it (see `SkellamSumFactory`).
   """
   return _DpFactory(spec, inner, None)
 
@@ -71,12 +81,19 @@ class _DpFactory(tff.aggregators.UnweightedAggregationFactory):
       )
     if spec.clipping is Clipping.ADAPTIVE:
       spec.adaptive_noise()
+    self._distributed = None
+    if spec.mechanism is Mechanism.SKELLAM:
+      if inner is not None:
+        raise ValueError('SKELLAM noise is added inside its own secure sum: it takes no `inner`.')
+      self._distributed = SkellamSumFactory(spec, 1.0 if denominator is None else denominator)
     self._spec = spec
-    self._inner = inner
+    self._inner = _secure_sum(spec) if inner is None else inner
     self._denominator = denominator
 
   def create(self, value_type: tff.Type) -> tff.templates.AggregationProcess:
     _check_type(value_type)
+    if self._distributed is not None:
+      return self._distributed.create(value_type)
     query = _build_query(self._spec, tff.types.type_to_tf_tensor_specs(value_type))
     if self._denominator is not None:
       query = tfp.NormalizedQuery(query, float(self._denominator))
@@ -92,7 +109,7 @@ def _build_query(spec: DpSpec, specs: Any) -> tfp.SumAggregationDPQuery:
     coefficients = banded_coefficients(spec.min_separation or 1)
     return BandedQuery(specs, clip, stddev, coefficients, _seeds_of_state(spec))
   if spec.clipping is Clipping.FIXED:
-    return GaussianQuery(specs, clip, stddev, _seeds(spec))
+    return GaussianQuery(specs, clip, stddev, _seeds(spec), spec.inflation)
   noise_multiplier, count_stddev = spec.adaptive_noise()
   return AdaptiveClipQuery(
     specs,
@@ -103,7 +120,44 @@ def _build_query(spec: DpSpec, specs: Any) -> tfp.SumAggregationDPQuery:
     count_stddev,
     spec.clients_per_round,
     (_seeds(spec), _seeds(spec, stream=1)),
+    spec.inflation,
   )
+
+
+def _secure_sum(spec: DpSpec) -> tff.aggregators.UnweightedAggregationFactory | None:
+  """What sums the records of the query; None for a plain sum."""
+  if spec.secure_sum is None:
+    return None
+  if spec.clipping is Clipping.ADAPTIVE:
+    return _SecureRecordFactory(spec.secure_sum)
+  return build_secure_aggregator(spec.secure_sum)
+
+
+class _SecureRecordFactory(tff.aggregators.UnweightedAggregationFactory):
+  """The records of `AdaptiveClipQuery`, values and count, through one secure sum.
+
+  The count has a grid of its own, whose ends are +-0.5: so it is encoded without error, and its sum
+  is no more sensitive than it is. Accounted is the inflation of both, values and count.
+  """
+
+  def __init__(self, grid: SecureSumSpec):
+    count_grid = SecureSumSpec(
+      grid.bits, grid.largest_cohort, value_range=0.5, modulus_bits=grid.sum_bits
+    )
+    self._grids = (grid, count_grid)
+
+  def create(self, value_type: tff.Type) -> tff.templates.AggregationProcess:
+    like, seeds = tff.types.type_to_tf_tensor_specs(value_type), FreshSeeds()
+
+    def to_residues(record):
+      parts = zip(record, self._grids, strict=True)
+      return record._make(wrap(encode(part, grid, seeds), grid) for part, grid in parts)
+
+    def to_output(total):
+      parts = zip(total, self._grids, like, strict=True)
+      return total._make(decode(part, grid, specs) for part, grid, specs in parts), ()
+
+    return modular_sum_process(value_type, to_residues, to_output, self._grids[0].modulus)
 
 
 def _seeds(spec: DpSpec, stream: int = 0) -> Seeds:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from privacy import accounting, events
 from privacy.ledger import Ledger
-from privacy.spec import DpSpec
+from privacy.spec import DpSpec, Mechanism
 
-# The first is the tightest, and gives the headline.
+# The first that can bound the noise is the tightest, and gives the headline.
 ACCOUNTANTS = ('pld', 'rdp')
 
 
@@ -56,7 +56,8 @@ class Claim:
     target_epsilon: the budget, or None without one.
     event: what was started, as a JSON object.
     bounds: epsilons of what was started, the headline first; empty where nothing is claimed.
-    rho: zero-concentrated DP without amplification; None where nothing is claimed.
+    rho: zero-concentrated DP without amplification; None where nothing is claimed, and for noise
+      that clients add.
     rounds: started rounds, all of which count: repeated and interrupted ones too.
     torn: of them, those known by a torn line only.
     last_round: the largest round number.
@@ -117,7 +118,9 @@ class Claim:
       return claim
     try:
       bounds = _bounds(ledger, claim.delta)
-      rho = accounting.zcdp_rho(ledger.event(amplified=False))
+      rho = None  # Skellam noise has none that is of use.
+      if spec.mechanism is not Mechanism.SKELLAM:
+        rho = accounting.zcdp_rho(ledger.event(amplified=False))
     except accounting.UnsupportedEventError as error:
       return dataclasses.replace(claim, reasons=(*claim.reasons, str(error)))
     if spec.is_projection:
@@ -153,13 +156,14 @@ def _bounds(ledger: Ledger, delta: float) -> tuple[Bound, ...]:
   Raises:
     UnsupportedEventError: if the tightest accountant cannot bound what was started.
   """
-  bounds = []
+  bounds, first = [], accounting.claiming_accountant(ledger.spec).value
+  able = ACCOUNTANTS[ACCOUNTANTS.index(first) :]
   for amplified in (True, False) if ledger.spec.amplified else (False,):
     event = ledger.event(amplified=amplified)
-    for accountant in ACCOUNTANTS:
+    for accountant in able:
       epsilon = accounting.epsilon(event, delta, accountant)
       if math.isfinite(epsilon):
         bounds.append(Bound(accountant, amplified, epsilon, delta))
-  if not bounds or bounds[0].accountant != ACCOUNTANTS[0]:
+  if not bounds or bounds[0].accountant != first:
     raise accounting.UnsupportedEventError('No finite epsilon bounds what was started.')
   return tuple(bounds)

@@ -4,11 +4,13 @@
 
 An event is exact about what it composes: sensitivity is inside it, so a clip-to-S sum under
 REPLACE_ONE, which one client moves by 2 S, is a Gaussian with half the noise multiplier. (The
-accountants do not double it themselves.) All events hold for adaptive composition.
+accountants do not double it themselves.) So is what rounding for a secure sum adds to a client's
+values: of S' instead of S, the multiplier is z S / S'. All events hold for adaptive composition.
 """
 
 import bisect
 import collections
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +19,22 @@ import dp_accounting
 
 from privacy.spec import DpSpec, Mechanism, Relation, Sampling
 from privacy.trees import Tree, squared_sensitivity
+
+
+@dataclasses.dataclass(frozen=True)
+class SkellamDpEvent(dp_accounting.DpEvent):
+  """Integers summed under Skellam noise, as `privacy.skellam` bounds them.
+
+  Attributes:
+    variance: of the noise on a coordinate.
+    l1: how far one client can move the sum in L1 norm.
+    l2: the same in L2 norm.
+  """
+
+  variance: float
+  l1: float
+  l2: float
+
 
 _EVENT_TYPES = {
   kind.__name__: kind
@@ -28,6 +46,7 @@ _EVENT_TYPES = {
     dp_accounting.PoissonSampledDpEvent,
     dp_accounting.SelfComposedDpEvent,
     dp_accounting.ComposedDpEvent,
+    SkellamDpEvent,
   )
 }
 
@@ -56,9 +75,11 @@ def round_event(spec: DpSpec, *, amplified: bool) -> dp_accounting.DpEvent:
   Raises:
     ValueError: if the noise is not independent, or the spec claims no amplification.
   """
-  if spec.mechanism is not Mechanism.GAUSSIAN:
+  if spec.is_correlated:
     raise ValueError(f'A round under {spec.mechanism} has no event apart from the other rounds.')
   _check_claim(spec, amplified)
+  if spec.mechanism is Mechanism.SKELLAM:
+    return _skellam_event(spec)
   event = dp_accounting.GaussianDpEvent(_multiplier(spec))
   probability = spec.sampling_probability
   if not amplified or probability is None:
@@ -82,7 +103,7 @@ def run_event(spec: DpSpec, rounds: int, *, amplified: bool) -> dp_accounting.Dp
 
 def planned(spec: DpSpec, rounds: int) -> list[Start]:
   """The rounds of a run in which everything goes as planned, numbered from 0."""
-  if spec.mechanism is Mechanism.GAUSSIAN:
+  if not spec.is_correlated:
     return [Start(number) for number in range(rounds)]
   leaves = spec.restart_every or max(rounds, 1)
   return [Start(number, *divmod(number, leaves)) for number in range(rounds)]
@@ -109,7 +130,7 @@ def started_event(
   _check_claim(spec, amplified)
   if not starts:
     return dp_accounting.NoOpDpEvent()
-  if spec.mechanism is Mechanism.GAUSSIAN:
+  if not spec.is_correlated:
     event, count = round_event(spec, amplified=amplified), len(starts)
     if spec.sampling is Sampling.MIN_SEPARATION:
       count = most_participations(spec, starts)
@@ -213,12 +234,32 @@ def from_json(fields: Mapping[str, Any]) -> dp_accounting.DpEvent:
 
 
 def _field_names(event):
+  if dataclasses.is_dataclass(event):
+    return [field.name for field in dataclasses.fields(event)]
   return [field.name for field in event.__attrs_attrs__]
 
 
 def _multiplier(spec: DpSpec) -> float:
   """Noise of one draw in units of what one client can move its sum by."""
-  return spec.noise_multiplier / (2 if spec.relation is Relation.REPLACE_ONE else 1)
+  return spec.noise_multiplier / spec.inflation / _rounded_clips(spec)
+
+
+def _rounded_clips(spec: DpSpec) -> int:
+  """How many of them a client moves a sum by, as the relation has it."""
+  return 2 if spec.relation is Relation.REPLACE_ONE else 1
+
+
+def _skellam_event(spec: DpSpec) -> SkellamDpEvent:
+  """One round in steps of the grid, with `smallest_cohort` shares of noise, the least there are.
+
+  Squares of integers are no less than the integers: the L1 norm is at most the squared L2 norm.
+  """
+  sums = spec.secure_sum
+  if sums is None or sums.rounded_clip is None or sums.coordinates is None:
+    raise ValueError('SKELLAM noise needs a `secure_sum` with an `l2_clip_norm`.')
+  l2 = _rounded_clips(spec) * sums.rounded_clip / sums.step
+  deviation = spec.noise_multiplier * spec.l2_clip_norm / sums.step
+  return SkellamDpEvent(deviation**2, min(math.sqrt(sums.coordinates) * l2, l2**2), l2)
 
 
 def _check_claim(spec: DpSpec, amplified: bool):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import dp_accounting
 
 from privacy import events
-from privacy.spec import DpSpec, Mechanism
+from privacy.spec import DpSpec
 
 _BEFORE_ALL = '0' * 64
 _CHAIN = frozenset(('index', 'kind', 'date', 'previous', 'hash'))
@@ -165,7 +165,7 @@ class Ledger:
       OSError: if it cannot be written.
     """
     start = events.Start(round_number, tree, leaf)
-    correlated = self.spec.mechanism is not Mechanism.GAUSSIAN
+    correlated = self.spec.is_correlated
     if any((place is not None) != correlated for place in (tree, leaf)) or round_number < 0:
       raise LedgerError(f'{self._path}: not a round under {self.spec.mechanism}: {start}.')
     if correlated:

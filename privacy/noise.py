@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian noise that nobody can draw again who does not hold the key.
+"""Gaussian and Skellam noise that nobody can draw again who does not hold the key.
 
 The noise of `tf.random.normal` comes from a process-wide generator that TensorFlow seeds with 32
 bits, and that of TFP's trees from the clock or a constant: both can be found by trying all seeds,
@@ -14,13 +14,17 @@ Box and Muller's formula takes their logarithm). Noise beyond that minus the cli
 client is there, at a noise multiplier of 1 with probability 1e-6 in every round: so each number is
 the sum of four, which reaches twice as far, where that is less than 1e-20.
 
-What is left: the generator is Philox, which is not cryptographically secure, and the numbers are
-floats, whose gaps can be told from those of an ideal Gaussian (arXiv:2112.05307).
+A client's own noise is to hide it from the server, which has the graph and with it the key; and
+TensorFlow seeds the nonces with 32 bits. Its seeds are the operating system's alone: `DeviceSeeds`.
+
+What is left: the generator is Philox, which is not cryptographically secure, and the numbers of
+Gaussian noise are floats, whose gaps can be told from those of an ideal Gaussian
+(arXiv:2112.05307). Skellam noise is of integers, drawn in float64.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +33,8 @@ import tensorflow_privacy as tfp
 
 _SEED_BYTES = 16
 _DRAWS = 4
+# A line of 122 random bits from the kernel, another at every reading.
+_KERNEL_RANDOMNESS = '/proc/sys/kernel/random/uuid'
 
 
 class Seeds(Protocol):
@@ -59,6 +65,25 @@ class FreshSeeds:
     return self._draw(), state
 
 
+class DeviceSeeds:
+  """Seeds for noise that a client adds: secret from all others, also from those with the graph.
+
+  They come from the operating system when they are drawn, through the one file that a graph can
+  read them from; on Linux and Android. Elsewhere the client's computation fails.
+  """
+
+  def initialize(self) -> tuple[()]:
+    """Nothing to remember."""
+    return ()
+
+  def next(self, state: tuple[()]) -> tuple[tf.Tensor, tuple[()]]:
+    """A seed of its own at every call."""
+    line = tf.data.TextLineDataset(_KERNEL_RANDOMNESS).take(1).get_single_element()
+    # Two hashes of 63 bits keep what the line has.
+    seed = [tf.strings.to_hash_bucket_strong(line, 2**63 - 1, key) for key in ([0, 1], [2, 3])]
+    return tf.stack(seed), state
+
+
 class SeedChain:
   """Seeds that follow from the state: a round that is run again from it gets the same noise.
 
@@ -82,7 +107,7 @@ class SeedChain:
 
   def next(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Splits the state in two."""
-    seed, new_state = tf.unstack(_split(state, 2))
+    seed, new_state = tf.unstack(split_seed(state, 2))
     return seed, new_state
 
 
@@ -110,7 +135,7 @@ class GaussianNoise(tfp.tree_aggregation.ValueGenerator):
     seed, state = self._seeds.next(state)
     specs = tf.nest.flatten(self._specs)
     # Seeds of their own: equal shapes would get equal noise from one.
-    seeds = iter(tf.unstack(_split(seed, _DRAWS * len(specs))))
+    seeds = iter(tf.unstack(split_seed(seed, _DRAWS * len(specs))))
     noise = []
     for spec in specs:
       draws = [
@@ -120,7 +145,29 @@ class GaussianNoise(tfp.tree_aggregation.ValueGenerator):
     return tf.nest.pack_sequence_as(self._specs, noise), state
 
 
-def _split(seed: tf.Tensor, num: int) -> tf.Tensor:
+def skellam(shape: Sequence[int], variance: float, seed: tf.Tensor) -> tf.Tensor:
+  """Independent Skellam noise, the difference of two Poisson numbers of mean `variance / 2`.
+
+  Sums of it are Skellam again, with the sum of the variances.
+
+  Args:
+    shape: of the noise.
+    variance: 0 to `skellam.MOST_VARIANCE`.
+    seed: int64 `[2]`.
+
+  Returns:
+    The noise, int64.
+  """
+  mean = tf.constant(variance / 2, tf.float64)
+  up, down = (
+    tf.random.stateless_poisson(shape, part, mean, tf.int64)
+    for part in tf.unstack(split_seed(seed, 2))
+  )
+  return up - down
+
+
+def split_seed(seed: tf.Tensor, num: int) -> tf.Tensor:
+  """So many seeds from one, int64 `[num, 2]`."""
   return tf.random.experimental.stateless_split(seed, num, alg='philox')
 
 

@@ -37,7 +37,9 @@ class GaussianQuery(tfp.GaussianSumQuery):
     stddev: Any
     seeds: Any
 
-  def __init__(self, specs: Any, l2_clip_norm: float, stddev: float, seeds: Seeds):
+  def __init__(
+    self, specs: Any, l2_clip_norm: float, stddev: float, seeds: Seeds, inflation: float = 1.0
+  ):
     """Initializes the query.
 
     Args:
@@ -45,8 +47,10 @@ class GaussianQuery(tfp.GaussianSumQuery):
       l2_clip_norm: bound on the norm of a record.
       stddev: of the noise on the sum.
       seeds: where it comes from.
+      inflation: how many times as far as the clip a record can move the sum, for the event.
     """
     super().__init__(l2_clip_norm, stddev)
+    self._inflation = inflation
     # Of deviation 1: an adaptive clip changes it from round to round.
     self._noise = GaussianNoise(specs, 1.0, seeds)
 
@@ -63,12 +67,31 @@ class GaussianQuery(tfp.GaussianSumQuery):
     """See `tfp.GaussianSumQuery`."""
     noise, seeds = self._noise.next(global_state.seeds)
     result = tf.nest.map_structure(lambda s, n: s + global_state.stddev * n, sample_state, noise)
-    event = dp_accounting.GaussianDpEvent(global_state.stddev / global_state.l2_norm_clip)
+    sensitivity = global_state.l2_norm_clip * self._inflation
+    event = dp_accounting.GaussianDpEvent(global_state.stddev / sensitivity)
     return result, global_state._replace(seeds=seeds), event
 
 
+class _UnitQuery(GaussianQuery):
+  """Sums records in units of the clip: what is sent has one range, however the clip moves."""
+
+  def preprocess_record_impl(self, params, record):
+    """See `GaussianQuery`; of a norm of at most 1, beside the norm before the clip."""
+    clipped, norm = super().preprocess_record_impl(params, record)
+    return tf.nest.map_structure(lambda tensor: tensor / params, clipped), norm
+
+  def get_noised_result(self, sample_state, global_state):
+    """See `GaussianQuery`; the result is in the units of the values."""
+    clip = global_state.l2_norm_clip
+    total = tf.nest.map_structure(lambda tensor: tensor * clip, sample_state)
+    return super().get_noised_result(total, global_state)
+
+
 class AdaptiveClipQuery(tfp.QuantileAdaptiveClipSumQuery):
-  """TFP's adaptive clip (arXiv:1905.03871) on `GaussianQuery`, for the sum and for the count."""
+  """TFP's adaptive clip (arXiv:1905.03871) on `GaussianQuery`, for the sum and for the count.
+
+  A record is sent divided by the clip, with a joint norm of at most 1, and beside it its count.
+  """
 
   def __init__(
     self,
@@ -80,6 +103,7 @@ class AdaptiveClipQuery(tfp.QuantileAdaptiveClipSumQuery):
     count_stddev: float,
     clients_per_round: float,
     seeds: tuple[Seeds, Seeds],
+    inflation: float = 1.0,
   ):
     """Initializes the query.
 
@@ -92,6 +116,7 @@ class AdaptiveClipQuery(tfp.QuantileAdaptiveClipSumQuery):
       count_stddev: of the noise on the count of unclipped records, each counted as +-0.5.
       clients_per_round: the expected number of records.
       seeds: of the sum's noise and of the count's.
+      inflation: of both, see `GaussianQuery`.
     """
     super().__init__(
       initial_l2_clip_norm,
@@ -103,9 +128,15 @@ class AdaptiveClipQuery(tfp.QuantileAdaptiveClipSumQuery):
     )
     # Where the parent class keeps its two queries, which it has no other way to exchange.
     stddev = noise_multiplier * initial_l2_clip_norm
-    self._sum_query = GaussianQuery(specs, initial_l2_clip_norm, stddev, seeds[0])
+    self._sum_query = _UnitQuery(specs, initial_l2_clip_norm, stddev, seeds[0], inflation)
     self._quantile_estimator_query = _QuantileQuery(
-      seeds[1], initial_l2_clip_norm, quantile, learning_rate, count_stddev, clients_per_round, True
+      (seeds[1], inflation),
+      initial_l2_clip_norm,
+      quantile,
+      learning_rate,
+      count_stddev,
+      clients_per_round,
+      True,
     )
 
   def get_noised_result(self, sample_state, global_state):
@@ -124,8 +155,8 @@ class AdaptiveClipQuery(tfp.QuantileAdaptiveClipSumQuery):
 class _QuantileQuery(tfp.QuantileEstimatorQuery):
   """TFP's estimate of a quantile with a noised count, on `GaussianQuery`."""
 
-  def __init__(self, seeds: Seeds, *args):
-    self._seeds = seeds
+  def __init__(self, noise: tuple[Seeds, float], *args):
+    self._noise = noise
     super().__init__(*args)
 
   def preprocess_record(self, params, record):
@@ -137,7 +168,7 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
     return tf.where(record > 0, below, tf.zeros_like(below))
 
   def _construct_below_estimate_query(self, below_estimate_stddev, expected_num_records):
-    count = GaussianQuery(tf.TensorSpec([]), _COUNT_CLIP, below_estimate_stddev, self._seeds)
+    count = GaussianQuery(tf.TensorSpec([]), _COUNT_CLIP, below_estimate_stddev, *self._noise)
     return tfp.NormalizedQuery(count, expected_num_records)
 
 

@@ -156,7 +156,7 @@ class PrivacyReport:
       'released': list(facts.released),
       'not_covered': self._not_covered(),
       'withheld': [{'name': name, 'reason': why} for name, why in facts.withheld.items()],
-      'mechanism': {**spec.to_json(), 'noise_stddev': spec.noise_stddev} if spec else None,
+      'mechanism': _mechanism(spec) if spec else None,
       'weighting': facts.weighting,
       'participation': self._participation(),
       'target': (
@@ -211,8 +211,9 @@ class PrivacyReport:
       Figure(f'{projected}epsilon', wording.bound(bound.epsilon), wording.way(*bound[:2]))
       for bound in claim.bounds
     ]
-    rho = wording.bound(claim.rho or 0)
-    found.append(Figure(f'{projected}rho', rho, 'zCDP, without amplification'))
+    if claim.rho is not None:
+      rho = wording.bound(claim.rho)
+      found.append(Figure(f'{projected}rho', rho, 'zCDP, without amplification'))
     delta = claim.bounds[0].delta
     found.append(Figure('delta', wording.bound(delta), wording.beside(delta, spec.population_size)))
     if claim.target_epsilon is not None:
@@ -238,17 +239,15 @@ class PrivacyReport:
   def _setting(self) -> str:
     if self.claim.spec is None:
       return wording.NO_SETTING
-    return f'{wording.SETTING} {wording.AGAINST}' if self.claim.bounds else wording.SETTING
+    setting = wording.setting(self.claim.spec)
+    return f'{setting} {wording.AGAINST}' if self.claim.bounds else setting
 
   def _assumed(self, spec: DpSpec) -> str:
     texts = [wording.participation(spec)]
     return ' '.join(texts + [wording.use_of_participation(spec)] * bool(self.claim.bounds))
 
   def _numerics(self) -> str:
-    spec = self.claim.spec
-    if spec is None or spec.noise_multiplier == 0:
-      return wording.NO_NOISE
-    return wording.NUMERICS if spec.insecure_seed is None else wording.SEEDED
+    return wording.numerics(self.claim.spec) if self.claim.spec else wording.NO_NOISE
 
   def _participation(self) -> dict[str, Any] | None:
     claim, spec = self.claim, self.claim.spec
@@ -282,9 +281,11 @@ class PrivacyReport:
     return [*wording.mechanism(spec), ('Weights', self.facts.weighting)] if spec else []
 
   def _accounting_rows(self) -> list[tuple[str, str]]:
-    if self.claim.event is None:
+    claim = self.claim
+    if claim.event is None or claim.spec is None:
       return []
-    return [('library', _library()), *wording.ACCOUNTANTS, ('event', json.dumps(self.claim.event))]
+    rows = wording.accountants(claim.spec)
+    return [('library', _library()), *rows, ('event', json.dumps(claim.event))]
 
   def _audit(self) -> tuple[list[str], list[tuple[str, str]]]:
     audit = self.facts.audit
@@ -303,6 +304,23 @@ class PrivacyReport:
       ('digest of the configuration', claim.config_sha256),
       *rows,
     ]
+
+
+def _mechanism(spec: DpSpec) -> dict[str, Any]:
+  fields = {**spec.to_json(), 'noise_stddev': spec.noise_stddev}
+  if spec.secure_sum is None:
+    return fields
+  sums = spec.secure_sum
+  return {
+    **fields,
+    'secure_sum': {
+      **sums.to_json(),
+      'step': sums.step,
+      'sum_bits': sums.sum_bits,
+      'inflation': spec.inflation,
+      'wrap_probability': spec.wrap_probability,
+    },
+  }
 
 
 def _library() -> str:

@@ -12,21 +12,28 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from privacy import skellam
+from privacy.secure_sum import SecureSumSpec
+
 # Standard deviation of the noise on the adaptive clip's count, per client of a round (TFF's value,
 # from arXiv:1905.03871).
 _COUNT_STDDEV = 0.05
+# The most likely that noise of clients may make a round's sum wrap around, over all coordinates.
+_WRAP_PROBABILITY = 1e-6
 
 
 class Mechanism(enum.Enum):
-  """How the noise of one round goes with that of the others.
+  """What the noise of one round is, and how it goes with that of the others.
 
   GAUSSIAN draws it independently. TREE adds the nodes of a binary tree (DP-FTRL, arXiv:2103.00039),
-  BANDED the rows of an inverse banded Toeplitz matrix (arXiv:2306.08153).
+  BANDED the rows of an inverse banded Toeplitz matrix (arXiv:2306.08153). SKELLAM is independent
+  again, and the clients add it to their integers before a secure sum (arXiv:2110.04995).
   """
 
   GAUSSIAN = 'gaussian'
   TREE = 'tree'
   BANDED = 'banded'
+  SKELLAM = 'skellam'
 
 
 class Clipping(enum.Enum):
@@ -63,7 +70,8 @@ class DpSpec:
   Attributes:
     noise_multiplier: `z`, the noise's standard deviation in clip norms, per draw: of a round's sum
       (GAUSSIAN), of a tree's node (TREE), of a row before the matrix whose columns are scaled to
-      norm 1 (BANDED). 0 is allowed and gives no guarantee.
+      norm 1 (BANDED), of a round's sum of `smallest_cohort` shares (SKELLAM). 0 is allowed and
+      gives no guarantee.
     l2_clip_norm: `S`, bound of the joint L2 norm of all that one client adds to a sum; the first
       one where the clip is adaptive.
     clients_per_round: public denominator of the mean; `q N` under POISSON.
@@ -83,6 +91,11 @@ class DpSpec:
     noise_cohort_size: `n'`, clients per round of the production run that the noise is scaled to;
       `population_size` is then its population `N'`.
     insecure_seed: makes the noise repeatable, and takes the guarantee with it.
+    secure_sum: how clipped values become integers for a secure sum; needed for SKELLAM, which fills
+      in its `noise_margin`. Its `l2_clip_norm` is the clip, or 1 where that is adaptive: values are
+      divided by the clip of the round first, so that the grid follows it.
+    smallest_cohort: SKELLAM: `n_min`, the fewest honest shares of noise in a sum that is released:
+      the protocol's threshold minus the clients that are assumed to collude.
   """
 
   noise_multiplier: float
@@ -101,6 +114,8 @@ class DpSpec:
   restart_every: int | None = None
   noise_cohort_size: int | None = None
   insecure_seed: int | None = None
+  secure_sum: SecureSumSpec | None = None
+  smallest_cohort: int | None = None
 
   def __post_init__(self):
     poisson = self.sampling is Sampling.POISSON
@@ -121,6 +136,19 @@ class DpSpec:
     self._check_population()
     self._check_mechanism()
     self._check_participation()
+    self._check_secure_sum()
+    self._check_shares()
+    if self.secure_sum is not None and self.mechanism is Mechanism.SKELLAM:
+      margin = skellam.wrap_margin(
+        self._largest_variance, self.secure_sum.coordinates or 1, _WRAP_PROBABILITY
+      )
+      settled = dataclasses.replace(self.secure_sum, noise_margin=margin)
+      object.__setattr__(self, 'secure_sum', settled)
+
+  @property
+  def is_correlated(self) -> bool:
+    """Whether the noise of a round depends on that of the rounds before."""
+    return self.mechanism in (Mechanism.TREE, Mechanism.BANDED)
 
   @property
   def is_projection(self) -> bool:
@@ -131,13 +159,45 @@ class DpSpec:
   def noise_stddev(self) -> float:
     """Standard deviation of the noise on a round's sum, in units of the sum.
 
-    `z S`; where the clip is adaptive, before the count's part is split off. A projection has the
-    mean's noise of the production run: `z S n / n'` on a sum over `n` clients.
+    `z S`; where the clip is adaptive, before the count's part is split off; where clients add it,
+    of `smallest_cohort` of them. A projection has the mean's noise of the production run: `z S n /
+    n'` on a sum over `n` clients.
     """
     scale = 1.0
     if self.noise_cohort_size is not None:
       scale = self.clients_per_round / self.noise_cohort_size
     return self.noise_multiplier * self.l2_clip_norm * scale
+
+  @property
+  def inflation(self) -> float:
+    """`S' / S`: how much further a client moves a secure sum than its clip says; 1 without one.
+
+    The noise stays `z S`, so the multiplier that counts is `z S / S'`. The count of an adaptive
+    clip is in it only if +-0.5 is encoded without error.
+    """
+    if self.secure_sum is None:
+      return 1.0
+    return (self.secure_sum.rounded_clip or 0.0) / (self.secure_sum.l2_clip_norm or 1.0)
+
+  @property
+  def local_variance(self) -> float:
+    """Variance of one client's share of the noise, in squared steps; 0 where clients add none."""
+    if self.secure_sum is None or self.smallest_cohort is None:
+      return 0.0
+    return (self.noise_stddev / self.secure_sum.step) ** 2 / self.smallest_cohort
+
+  @property
+  def wrap_probability(self) -> float:
+    """Bound of the chance that noise makes a round's sum wrap around, in any coordinate.
+
+    For the largest cohort, with all clients at the end of the grid. 0 where clients add no noise.
+    A sum that wraps is wrong by a multiple of the modulus, and as private as any.
+    """
+    if self.secure_sum is None or self.local_variance == 0:
+      return 0.0
+    sums = self.secure_sum
+    room = sums.modulus // 2 - 1 - sums.largest_cohort * sums.levels
+    return skellam.tail_bound(self._largest_variance, sums.coordinates or 1, room)
 
   def adaptive_noise(self) -> tuple[float, float]:
     """Noise multiplier of the sum and standard deviation of the count's noise, where a clip adapts.
@@ -187,7 +247,9 @@ class DpSpec:
 
   def to_json(self) -> dict[str, Any]:
     """All fields, as JSON has them."""
-    fields = dataclasses.asdict(self)
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    if self.secure_sum is not None:
+      fields['secure_sum'] = self.secure_sum.to_json()
     return {
       key: value.value if isinstance(value, enum.Enum) else value for key, value in fields.items()
     }
@@ -199,14 +261,15 @@ class DpSpec:
     Raises:
       ValueError: if `fields` is no spec.
     """
-    enums = {
+    readers = {
       'mechanism': Mechanism,
       'clipping': Clipping,
       'sampling': Sampling,
       'relation': Relation,
+      'secure_sum': lambda inner: inner if inner is None else SecureSumSpec.from_json(inner),
     }
     try:
-      return cls(**{key: enums.get(key, lambda kept: kept)(fields[key]) for key in fields})
+      return cls(**{key: readers.get(key, lambda kept: kept)(fields[key]) for key in fields})
     except TypeError as error:
       raise ValueError(f'Not a privacy spec: {error}.') from error
 
@@ -229,6 +292,7 @@ class DpSpec:
       'max_participations': self.max_participations,
       'restart_every': self.restart_every,
       'noise_cohort_size': self.noise_cohort_size,
+      'smallest_cohort': self.smallest_cohort,
     }
     for name, value in counts.items():
       if value is not None and (value != int(value) or value < 1):
@@ -247,10 +311,12 @@ class DpSpec:
       raise ValueError('`noise_cohort_size` needs the `population_size` that it is drawn from.')
 
   def _check_mechanism(self):
-    gaussian = self.mechanism is Mechanism.GAUSSIAN
-    if self.clipping is Clipping.ADAPTIVE and not gaussian:
-      raise ValueError('An adaptive clip needs GAUSSIAN noise: correlated noise has one scale.')
-    if not gaussian and self.sampling is not Sampling.MIN_SEPARATION:
+    if self.clipping is Clipping.ADAPTIVE and self.mechanism is not Mechanism.GAUSSIAN:
+      raise ValueError(
+        'An adaptive clip needs GAUSSIAN noise: correlated noise, and that of clients, has one'
+        ' scale.'
+      )
+    if self.is_correlated and self.sampling is not Sampling.MIN_SEPARATION:
       raise ValueError(
         f'{self.mechanism} needs MIN_SEPARATION sampling, with `min_separation` 1 if every round '
         'may have the same client: its bound counts participations.'
@@ -273,3 +339,53 @@ class DpSpec:
         'ADD_OR_REMOVE_ONE needs POISSON sampling: elsewhere one client more changes who else is '
         'drawn. Take ZERO_OUT_ONE.'
       )
+
+  def _check_secure_sum(self):
+    sums = self.secure_sum
+    if sums is None:
+      return
+    clip = 1.0 if self.clipping is Clipping.ADAPTIVE else self.l2_clip_norm
+    if sums.l2_clip_norm != clip:
+      raise ValueError(
+        f'`secure_sum` needs the l2_clip_norm {clip:g} of the values that it sums, got'
+        f' {sums.l2_clip_norm}.'
+      )
+    cohort = math.ceil(self.clients_per_round)
+    if self.sampling is Sampling.POISSON and not self.is_projection:
+      cohort = self.population_size or cohort
+    if sums.largest_cohort < cohort:
+      raise ValueError(
+        f'`secure_sum` has a largest_cohort of {sums.largest_cohort}, but a round may have {cohort}'
+        ' clients.'
+      )
+
+  def _check_shares(self):
+    if self.mechanism is not Mechanism.SKELLAM:
+      if self.smallest_cohort is not None:
+        raise ValueError('`smallest_cohort` is about SKELLAM noise, which clients add.')
+      return
+    if self.secure_sum is None or self.smallest_cohort is None:
+      raise ValueError('SKELLAM noise needs a `secure_sum` and a `smallest_cohort`.')
+    if self.smallest_cohort > self.clients_per_round:
+      raise ValueError(
+        f'`smallest_cohort` {self.smallest_cohort} is above `clients_per_round`,'
+        f' {self.clients_per_round:g}: no round could be released.'
+      )
+    if self.sampling is Sampling.POISSON:
+      raise ValueError(
+        'SKELLAM noise needs FIXED or MIN_SEPARATION sampling: a Poisson sample may have fewer'
+        ' clients than the noise needs.'
+      )
+    if self.local_variance > skellam.MOST_VARIANCE:
+      # A bit less doubles the step.
+      fewer = math.ceil(math.log(self.local_variance / skellam.MOST_VARIANCE, 4))
+      raise ValueError(
+        f"A client's share of the noise has a variance of {self.local_variance:.3g} squared steps,"
+        f' above the {skellam.MOST_VARIANCE:.3g} that can be drawn faithfully: take'
+        f' {self.secure_sum.bits - fewer} bits or fewer, not {self.secure_sum.bits}.'
+      )
+
+  @property
+  def _largest_variance(self) -> float:
+    """Variance of the noise of the largest cohort, in squared steps."""
+    return self.local_variance * (self.secure_sum.largest_cohort if self.secure_sum else 0)

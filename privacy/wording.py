@@ -7,15 +7,26 @@ from collections.abc import Mapping
 
 from privacy.spec import Clipping, DpSpec, Mechanism, Relation, Sampling
 
-SETTING = (
+_CENTRAL = (
   'Central: the server is trusted. Updates are clipped to a norm and reach it in the clear; it adds'
   ' them up, with the noise below.'
+)
+_CENTRAL_INTEGERS = (
+  'Central: the server is trusted. Updates are clipped to a norm and rounded to integers, as a'
+  ' protocol for secure aggregation takes them; it adds the noise below to their sum. The sum is'
+  ' simulated: the integers reach the server in the clear.'
+)
+_DISTRIBUTED = (
+  'Central trust, noise of clients: each client clips its update, rounds it to integers and adds a'
+  ' share of the noise below before they are summed. The sum is simulated: the server is trusted,'
+  ' since each update reaches it under that share alone, which hides little. The figures would hold'
+  ' against a server that only sees the sum, as under a real protocol.'
 )
 AGAINST = (
   'The guarantee is against those who see what the server releases. It is none against the server,'
   ' its operators and its memory.'
 )
-NUMERICS = (
+_NUMERICS = (
   'The noise is drawn in 32-bit floating point by a counter-based generator (Philox). Its key of'
   ' 128 bits comes from the operating system and is stored nowhere outside the secret files of the'
   ' run. The accounting assumes exact real numbers and ideal randomness: Philox is no'
@@ -23,7 +34,14 @@ NUMERICS = (
   ' arXiv:2112.05307), and the rounding of a clipped update can exceed the clip norm by a relative'
   ' error of the order of 1e-7. None of this is in the figures.'
 )
-SEEDED = 'The noise was drawn from a seed of the configuration: whoever knows it can subtract it.'
+_INTEGER_NUMERICS = (
+  'The noise of a client is the difference of two Poisson draws, integers, by a counter-based'
+  ' generator (Philox) with a key of 122 bits from the operating system of the client. The'
+  ' accounting assumes ideal Poisson draws and ideal randomness; Philox is no cryptographic'
+  ' generator. The norm of an update is enforced on the integers: no rounding is left out of the'
+  ' figures.'
+)
+_SEEDED = 'The noise was drawn from a seed of the configuration: whoever knows it can subtract it.'
 NO_NOISE = 'No noise was added.'
 NO_SETTING = 'The server received the update of each client in the clear and added no noise.'
 NOTHING_CLAIMED = (
@@ -40,7 +58,7 @@ AUDIT = (
   ' in the model prove. An audit can refute a claim and cannot certify one: a low bound says that'
   ' these traces were not found.'
 )
-ACCOUNTANTS = (
+_ACCOUNTANTS = (
   (
     'PLD',
     'privacy loss distributions, discretised so that the figure is no smaller than the true one;'
@@ -48,6 +66,13 @@ ACCOUNTANTS = (
   ),
   ('RDP', 'Renyi differential privacy: a second bound, by other means and looser'),
   ('zCDP', 'rho of zero-concentrated differential privacy, which has no useful amplified form'),
+)
+_SKELLAM_ACCOUNTANTS = (
+  (
+    'RDP',
+    'Renyi differential privacy, by the bound of Agarwal et al. (arXiv:2110.04995, Cor. 3.6) for'
+    ' integers under Skellam noise; there is no second accountant for it here',
+  ),
 )
 NOT_COVERED = (
   'What is true of many clients: the model is meant to learn it, and it may say something about a'
@@ -105,6 +130,27 @@ def bound(value: float) -> str:
   return f'{mantissa}e{exponent}'
 
 
+def setting(spec: DpSpec) -> str:
+  """Returns who is trusted with what."""
+  if spec.mechanism is Mechanism.SKELLAM:
+    return _DISTRIBUTED
+  return _CENTRAL if spec.secure_sum is None else _CENTRAL_INTEGERS
+
+
+def numerics(spec: DpSpec) -> str:
+  """Returns what of noise and rounding is in the figures, and what is not."""
+  if spec.noise_multiplier == 0:
+    return NO_NOISE
+  if spec.insecure_seed is not None:
+    return _SEEDED
+  return _INTEGER_NUMERICS if spec.mechanism is Mechanism.SKELLAM else _NUMERICS
+
+
+def accountants(spec: DpSpec) -> tuple[tuple[str, str], ...]:
+  """Returns by which means the figures are found, as (name, meaning) rows."""
+  return _SKELLAM_ACCOUNTANTS if spec.mechanism is Mechanism.SKELLAM else _ACCOUNTANTS
+
+
 def relation(value: Relation | None) -> str:
   """Returns what two neighbouring runs are; None stands for no mechanism."""
   return _RELATIONS[value]
@@ -150,16 +196,20 @@ def conditions(spec: DpSpec) -> list[str]:
   texts = [
     'The server does what its code says.',
     'The directory secrets stays secret, with keys and cohorts'
-    + (
-      '.' if spec.mechanism is Mechanism.GAUSSIAN else ', and with checkpoints, which tell noise.'
-    ),
+    + (', and with checkpoints, which tell noise.' if spec.is_correlated else '.'),
   ]
+  if spec.mechanism is Mechanism.SKELLAM:
+    texts.append(
+      f'At least {spec.smallest_cohort} clients whose noise nobody else knows are in each sum that'
+      ' is released: as many as the protocol needs, less those that work together with the server.'
+      ' More only add noise.'
+    )
   if spec.sampling is Sampling.POISSON and spec.amplified:
     texts.append(
       'Who was drawn stays secret. Against those who know it the larger figure without'
       ' amplification holds, and only for what a client sent.'
     )
-  if spec.mechanism is not Mechanism.GAUSSIAN or spec.sampling is Sampling.MIN_SEPARATION:
+  if spec.is_correlated or spec.sampling is Sampling.MIN_SEPARATION:
     texts.append(f'No client takes part {_participation_limit(spec)}.')
   return texts
 
@@ -252,6 +302,7 @@ def mechanism(spec: DpSpec) -> list[tuple[str, str]]:
     ('Noise multiplier z', f'{spec.noise_multiplier:g}'),
     ('Standard deviation', f'{spec.noise_stddev:.4g} {_NOISED[spec.mechanism]}'),
     ('Divided by', f'{spec.clients_per_round:g}, a public constant, not the clients that came'),
+    *_secure_sum(spec),
   ]
   if spec.restart_every:
     rows.append(('Tree restarts', f'after every {spec.restart_every} rounds'))
@@ -266,13 +317,46 @@ def mechanism(spec: DpSpec) -> list[tuple[str, str]]:
   return rows
 
 
+def _secure_sum(spec: DpSpec) -> list[tuple[str, str]]:
+  sums = spec.secure_sum
+  if sums is None:
+    return []
+  unit = '' if spec.clipping is Clipping.FIXED else ' clip norms'
+  rows = [
+    (
+      'Rounding',
+      f'{sums.rounding.value}, to {sums.bits} bits a number, steps of {sums.step:.4g}{unit}',
+    ),
+    (
+      'Norm after rounding',
+      # Rounded up.
+      f'at most {math.ceil(1e5 * spec.inflation) / 1e5:g} times the clip norm, in at most'
+      f' {sums.coordinates:,} numbers; the figures count on this norm',
+    ),
+    ('Modulus', f'2^{sums.sum_bits}, for up to {sums.largest_cohort:,} clients'),
+  ]
+  if spec.mechanism is not Mechanism.SKELLAM:
+    return [*rows, ('Wrap-around', 'impossible: no sum reaches the modulus')]
+  return [
+    *rows,
+    (
+      'Wrap-around',
+      f'with probability at most {bound(spec.wrap_probability)} in a round, over all numbers; it'
+      ' spoils the round and no privacy',
+    ),
+    ('Fewest shares of noise', f'{spec.smallest_cohort}, which make up the standard deviation'),
+  ]
+
+
 _NOISE = {
   Mechanism.GAUSSIAN: 'Gaussian, independent in each round',
   Mechanism.TREE: 'Gaussian, correlated over rounds by a binary tree',
   Mechanism.BANDED: 'Gaussian, correlated over rounds by a banded Toeplitz matrix',
+  Mechanism.SKELLAM: 'Skellam, integers that the clients add, independent in each round',
 }
 _NOISED = {
   Mechanism.GAUSSIAN: 'on the sum of the updates',
   Mechanism.TREE: 'on each node of the tree, a sum of updates',
   Mechanism.BANDED: 'before the matrix, whose columns have norm 1',
+  Mechanism.SKELLAM: 'on the sum of the updates, from the fewest shares that are released',
 }

@@ -20,7 +20,8 @@ import rich.table
 import typer
 
 from tasks import methods, registry, values
-from tasks.config import TYPES, RunConfig, default, from_text, resolve, resolve_resumed
+from tasks.config import TYPES, RunConfig, default, from_text
+from tasks.config_files import resolve, resolve_resumed
 from tasks.errors import UserError
 from tasks.options import as_flag, option
 from tasks.program_loader import import_program

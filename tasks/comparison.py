@@ -5,8 +5,8 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tasks import metrics
 from tasks.errors import UserError
@@ -51,13 +51,31 @@ def measure(run: FinishedRun) -> dict[str, float | None]:
   return {name: value(run) for name, value in _MEASURES.items()}
 
 
+class Hiding(NamedTuple):
+  """How runs hide their clients, in words, or in none where a part has no meaning.
+
+  From these words, mechanisms and secure sums have most of their other settings.
+  """
+
+  mechanism: str
+  level: str
+  cohort: str
+  sums: str
+
+  def words(self, parts: Collection[str]) -> str:
+    """Returns those parts, in order."""
+    chosen = (value for name, value in zip(self._fields, self, strict=True) if name in parts)
+    return ', '.join(dict.fromkeys(value for value in chosen if value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
   """Runs that differ in nothing but their seed.
 
   Attributes:
     label: the method's name and, where others have the same method, what tells them apart: how
-      private they are if that does, or the settings that differ if they are short, else a number.
+      they hide their clients if that does, or the settings that differ if they are short, else a
+      number.
     method: the method's name.
     difference: the settings that differ from others of the same method, or nothing.
     runs: sorted by seed.
@@ -107,6 +125,21 @@ class Group:
     return self.runs[0].is_private
 
   @property
+  def hiding(self) -> Hiding:
+    """How private they are, and how their clients are summed."""
+    noise, target, cohort, bits = (
+      self.config.get(key)
+      for key in ('noise_multiplier', 'target_epsilon', 'noise_cohort_size', 'secure_bits')
+    )
+    sums = 'in the clear' if bits is None else f'{bits} bits'
+    if not self.is_private:
+      words = 'not private' if bits is None else 'no noise'
+      return Hiding(words, words, '', sums)
+    level = f'noise {noise}' if target is None else f'epsilon {target:g}'
+    members = '' if cohort is None else f'{cohort:,} a round'
+    return Hiding(str(self.config['privacy']), level, members, sums)
+
+  @property
   def seeds(self) -> list[Any]:
     """Of its runs, in order."""
     return [run.seed for run in self.runs]
@@ -153,6 +186,23 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
   return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
 
 
+def differing_hiding(groups: Sequence[Group]) -> set[str]:
+  """Returns the parts of `Hiding` that differ; what privacy is made of, among private ones."""
+  hidings = [group.hiding for group in groups]
+  private = [group.hiding for group in groups if group.is_private]
+  return {
+    name
+    for name in Hiding._fields
+    if len({getattr(each, name) for each in (hidings if name == 'sums' else private)}) > 1
+  }
+
+
+def settings_in_words(group: Group, keys: Iterable[str]) -> str:
+  """Returns settings with their values, without those that have no meaning there."""
+  found = ((key, group.config.get(key)) for key in keys)
+  return ', '.join(f'{key} {_plain(value)}' for key, value in found if value is not None)
+
+
 def _seen_through(form: Callable[[float], float], values: Sequence[float]) -> metrics.Interval:
   found = metrics.mean_interval(values)
   low, high = (None if x is None else form(x) for x in (found.low, found.high))
@@ -167,9 +217,9 @@ def _labelled(group: Group, groups: Sequence[Group]) -> Group:
   rivals = [other for other in groups if other.method == group.method]
   if len(rivals) == 1:
     return dataclasses.replace(group, label=group.method)
-  told = [_privacy(other) for other in rivals]
+  told = _hidings(rivals)
   if len(set(told)) < len(rivals):
-    told = [_told(other, differing_settings(rivals)) for other in rivals]
+    told = [settings_in_words(other, differing_settings(rivals)) for other in rivals]
   # All by number if one is too long: settings of one group say nothing beside numbers of another.
   short = all(0 < len(text) <= _LABEL_CHARACTERS for text in told)
   place = next(i for i, other in enumerate(rivals) if other is group)
@@ -177,21 +227,13 @@ def _labelled(group: Group, groups: Sequence[Group]) -> Group:
   return dataclasses.replace(group, label=f'{group.method} {name}', difference=told[place])
 
 
-def _privacy(group: Group) -> str:
-  """How private it is, in words: from this, a mechanism has most of its other settings."""
-  if not group.is_private:
-    return 'not private'
-  target, cohort = (group.config.get(key) for key in ('target_epsilon', 'noise_cohort_size'))
-  known = (
-    f'noise {group.config.get("noise_multiplier")}' if target is None else f'epsilon {target:g}'
-  )
-  return known if cohort is None else f'{known}, {cohort:,} a round'
-
-
-def _told(group: Group, keys: Iterable[str]) -> str:
-  """Settings in words, without those that have no meaning there."""
-  found = ((key, group.config.get(key)) for key in keys)
-  return ', '.join(f'{key} {_plain(value)}' for key, value in found if value is not None)
+def _hidings(rivals: Sequence[Group]) -> list[str]:
+  """How each hides its clients, as far as they differ in it."""
+  parts = differing_hiding(rivals)
+  some_private = len({group.is_private for group in rivals}) > 1
+  if (some_private or 'cohort' in parts) and 'mechanism' not in parts:
+    parts.add('level')
+  return [group.hiding.words(parts) for group in rivals]
 
 
 def _plain(value: Any) -> str:

@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tasks import comparison, comparison_plots, metrics, page, plots
+from tasks import comparison, comparison_curves, metrics, page, plots
 from tasks.comparison import Group
 from tasks.methods import METHODS
 
@@ -24,6 +24,11 @@ _CAPTIONS = {
   'privacy': (
     'Perplexity against what it takes to tell whether a client took part: further left is more'
     ' private, further down is better. Lines across are runs without privacy. Logarithmic scales.'
+  ),
+  'bits': (
+    'Perplexity against the bits of a number that one client sends into a secure sum, which shows'
+    ' the server no client by itself: further left is a smaller message, further down is better.'
+    ' Lines across are runs that sum in the clear. Logarithmic scale of perplexity.'
   ),
   'deviation': (
     "How far the server's result was from the exact average of what clients had learned."
@@ -218,11 +223,11 @@ def _epsilon(group: Group) -> tuple[float | None, float | None]:
 
 
 def _swatch(index: int) -> dict[str, str]:
-  place = index % len(comparison_plots.LIGHT_COLORS)
+  place = index % len(comparison_curves.LIGHT_COLORS)
   return {
-    'light': comparison_plots.LIGHT_COLORS[place],
-    'dark': comparison_plots.DARK_COLORS[place],
-    'dashes': ' '.join(f'{2 * length:g}' for length in comparison_plots.dashes(index)),
+    'light': comparison_curves.LIGHT_COLORS[place],
+    'dark': comparison_curves.DARK_COLORS[place],
+    'dashes': ' '.join(f'{2 * length:g}' for length in comparison_curves.dashes(index)),
   }
 
 

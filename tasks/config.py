@@ -6,17 +6,13 @@ No TensorFlow here: `hetlora --help` and a wrong flag answer at once.
 """
 
 import dataclasses
-import difflib
 import math
-import os
-import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from tasks import methods, privacy_rules, values
 from tasks.errors import UserError
-from tasks.files import read_json
 from tasks.options import option, settle
 from tasks.rules import RULES
 
@@ -35,6 +31,12 @@ def _open(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
 def _private(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
   """A key that has a meaning where there is a privacy mechanism."""
   key = {'help': help_text, 'check': check, 'usual': usual, 'panel': 'Privacy'}
+  return dataclasses.field(default=None, metadata=key)
+
+
+def _secure(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
+  """A key about secure sums."""
+  key = {'help': help_text, 'check': check, 'usual': usual, 'panel': 'Secure aggregation'}
   return dataclasses.field(default=None, metadata=key)
 
 
@@ -76,9 +78,12 @@ class RunConfig:
   )
   privacy: str = _private(
     'none',
-    'Differential privacy of each client: none; central: noise anew in every round; or tree: noise '
-    'that adds up less over rounds.',
-    values.one_of('none', 'central', 'tree'),
+    'Differential privacy of each client: none; central: noise anew in every round; tree: noise '
+    'that adds up less over rounds; or distributed: noise that clients add under a secure sum.',
+    values.one_of('none', 'central', 'tree', 'distributed'),
+  )
+  secure_aggregation: bool = _secure(
+    False, 'Sum updates and measurements as integers that a protocol could hide (simulated).'
   )
   targets: tuple[str, ...] = _open(
     ('query', 'value'),
@@ -137,9 +142,6 @@ class RunConfig:
   client_learning_rate: float = _open(1e-2, 'Local learning rate.', values.positive)
   server_optimizer: str = _open('sgd', 'sgd or adam.', values.one_of('sgd', 'adam'))
   server_learning_rate: float = _open(1.0, 'Server learning rate.', values.positive)
-  deviation_from_exact: bool = _open(
-    True, "Measure how far each round's result is from the exact mean of what clients ask for."
-  )
   noise_multiplier: float = _private(
     None,
     'Standard deviation of the noise, in clips; left open, --target-epsilon decides.',
@@ -147,6 +149,9 @@ class RunConfig:
   )
   l2_clip_norm: float = _private(
     2.0, 'Largest norm of what one client sends, all modules together.', values.positive
+  )
+  deviation_from_exact: bool = _open(
+    True, "Measure how far each round's result is from the exact mean of what clients ask for."
   )
   clip: str = _private(
     'fixed',
@@ -217,6 +222,27 @@ class RunConfig:
   insecure_seeded_noise: bool = _private(
     False, 'Noise and cohorts from --seed, to repeat a run: no guarantee.'
   )
+  secure_bits: int = _secure(
+    16, 'Bits of a number that one client sends into a secure sum.', values.between(2, 32)
+  )
+  secure_rounding: str = _secure(
+    'nearest',
+    'Rounding of it: nearest; stochastic; or conditional: stochastic within a bound of the norm.',
+    values.one_of('nearest', 'stochastic', 'conditional'),
+  )
+  secure_threshold: int = _secure(
+    None,
+    'Fewest clients whose sum is opened; left open, more than two thirds of clients_per_round.',
+    values.at_least(2),
+  )
+  secure_coordinates: int = _secure(
+    None,
+    'Numbers that one client may change; left open, as model and ranks tell.',
+    values.at_least(1),
+  )
+  assumed_colluders: int = _secure(
+    0, 'Of those clients, how many may tell the server their noise.', values.at_least(0)
+  )
   eval_every: int = _key(4, 'Rounds between evaluations.', values.at_least(1))
   eval_split: str = _key(
     'test',
@@ -241,6 +267,9 @@ class RunConfig:
     usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
     usual |= methods.METHODS[self.method].usual
     settled = settle(given, usual, RULES)
+    if privacy_rules.has_threshold(settled) and settled['secure_threshold'] is None:
+      # What a server that lies demands (Bonawitz et al. 2017).
+      settled['secure_threshold'] = 2 * self.clients_per_round // 3 + 1
     problem = privacy_rules.problem(settled)
     if problem:
       raise UserError(problem)
@@ -286,101 +315,6 @@ def from_text(key: str, text: Any) -> Any:
   except ValueError as error:
     form = RunConfig.__dataclass_fields__[key].metadata['help'].rpartition(' ')[2]
     raise UserError(f'{option(key)} must be {form}, got {text!r}.') from error
-
-
-def from_json(path: pathlib.Path) -> RunConfig:
-  """Reads a configuration that may leave out what has a default.
-
-  Raises:
-    UserError: naming the file and the key that is wrong.
-  """
-  return RunConfig(**_read(path))
-
-
-def from_values(source: str | os.PathLike, content: Any) -> RunConfig:
-  """Makes a configuration of JSON values; null leaves a key open that depends on others.
-
-  Args:
-    source: what to name in errors.
-    content: an object of configuration keys; may leave out what has a default.
-
-  Raises:
-    UserError: naming the source and the key that is wrong.
-  """
-  return RunConfig(**_with_absolute_paths(_typed(source, content)))
-
-
-def resolve(config_file: pathlib.Path | None, flags: Mapping[str, Any]) -> RunConfig:
-  """Merges defaults, a JSON file and flags, the later over the earlier.
-
-  Args:
-    config_file: a JSON object of configuration keys.
-    flags: values given on the command line.
-
-  Raises:
-    UserError: naming the file, key or option that is wrong.
-  """
-  given = {**(_read(config_file) if config_file else {}), **flags}
-  return RunConfig(**_with_absolute_paths(given))
-
-
-def resolve_resumed(
-  directory: pathlib.Path, config_file: pathlib.Path | None, flags: Mapping[str, Any]
-) -> RunConfig:
-  """The configuration of the run in a directory, of which only the number of rounds may change.
-
-  Args:
-    directory: of the run.
-    config_file: as in `resolve`; may repeat what the run has.
-    flags: likewise.
-
-  Raises:
-    UserError: naming what differs, or the directory without a run.
-  """
-  kept = directory / 'config.json'
-  if not kept.is_file():
-    raise UserError(f'--resume: {directory} holds no run (no config.json).')
-  kept = from_json(kept).to_json()
-  given = _with_absolute_paths({**(_read(config_file) if config_file else {}), **flags})
-  changed = {key: value for key, value in given.items() if value not in (None, kept[key])}
-  for key in changed:
-    if key != 'rounds':
-      raise UserError(
-        f'{option(key)}: the run in {directory} has {kept[key]!r}, and a resumed run keeps its '
-        'configuration (only --rounds may change).'
-      )
-  return RunConfig(**{**kept, **changed})
-
-
-def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
-  """The same files from wherever the run is resumed or evaluated."""
-  if given.get('rank_file'):
-    return {**given, 'rank_file': os.path.abspath(given['rank_file'])}
-  return given
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  return _typed(path, read_json(path))
-
-
-def _typed(source: str | os.PathLike, content: Any) -> dict[str, Any]:
-  if not isinstance(content, dict):
-    raise UserError(f'{source} must hold a JSON object.')
-  return {key: _convert(source, key, value) for key, value in content.items()}
-
-
-def _convert(source: str | os.PathLike, key: str, value: Any) -> Any:
-  if key not in TYPES:
-    near = difflib.get_close_matches(key, TYPES, 1)
-    meant = f'; did you mean {near[0]!r}?' if near else '.'
-    raise UserError(f'{source}: unknown key {key!r}{meant}')
-  if value is None and is_open(RunConfig.__dataclass_fields__[key]):
-    return None
-  try:
-    return values.from_json(TYPES[key], value)
-  except ValueError as error:
-    expected = values.type_name(TYPES[key])
-    raise UserError(f'{source}: {key!r} must be {expected}, got {value!r}.') from error
 
 
 TYPES: Mapping[str, Any] = typing.get_type_hints(RunConfig)

@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The privacy settings of a run as a `privacy.DpSpec`, and those that only the data can settle.
+"""The privacy settings of a run as a `privacy.DpSpec`, and those that only data and model settle.
 
 No TensorFlow here: the report reads settings by the same rules.
 """
@@ -11,13 +11,17 @@ import json
 
 import privacy
 from privacy import accounting, events
-from tasks import samplers
+from tasks import samplers, secure_settings
 from tasks.config import RunConfig
 from tasks.errors import UserError
 
 # All that may change when a run is resumed.
 _FREE_KEYS = ('rounds',)
-_MECHANISMS = {'central': privacy.Mechanism.GAUSSIAN, 'tree': privacy.Mechanism.TREE}
+_MECHANISMS = {
+  'central': privacy.Mechanism.GAUSSIAN,
+  'tree': privacy.Mechanism.TREE,
+  'distributed': privacy.Mechanism.SKELLAM,
+}
 
 
 def is_private(config: RunConfig) -> bool:
@@ -25,21 +29,23 @@ def is_private(config: RunConfig) -> bool:
   return config.privacy != 'none'
 
 
-def settle(config: RunConfig, num_clients: int) -> RunConfig:
-  """Fills what depends on the number of clients: population, delta and the calibrated noise.
+def settle(config: RunConfig, num_clients: int, coordinates: int) -> RunConfig:
+  """Fills what depends on clients and model: population, delta, coordinates and calibrated noise.
 
   Args:
     config: of the run; of one without privacy it is returned as it is.
     num_clients: that train, without canaries.
+    coordinates: most numbers of what it sends that one client can change.
 
   Returns:
-    The same settings with `population_size`, `delta` and `noise_multiplier` given. It settles to
-    itself.
+    The same settings with `population_size`, `delta`, `noise_multiplier` and, for secure sums,
+    `secure_coordinates` given. It settles to itself.
 
   Raises:
     UserError: naming the option that does not fit the population, or that cannot be met.
   """
   if not is_private(config):
+    secure_settings.update_sum(config)
     return config
   population = config.population_size or num_clients
   if config.noise_cohort_size is None and population != num_clients:
@@ -54,6 +60,15 @@ def settle(config: RunConfig, num_clients: int) -> RunConfig:
       f'to publish a client as it is; take less, or leave it out for {population**-1.1:.2g}.'
     )
   config = dataclasses.replace(config, population_size=population, delta=delta)
+  if config.secure_aggregation:
+    if coordinates > (config.secure_coordinates or coordinates):
+      raise UserError(
+        f'--secure-coordinates {config.secure_coordinates}: a client may change {coordinates} '
+        'numbers, all of which rounding lengthens; leave it out.'
+      )
+    config = dataclasses.replace(
+      config, secure_coordinates=config.secure_coordinates or coordinates
+    )
   if config.noise_multiplier is None:
     config = dataclasses.replace(config, noise_multiplier=_calibrated(config))
   _check_feasible(config)
@@ -78,6 +93,15 @@ def spec_of(config: RunConfig) -> privacy.DpSpec:
     UserError: if the settings make no mechanism.
   """
   return _spec(config, config.noise_multiplier)
+
+
+def secure_sum(config: RunConfig) -> privacy.SecureSumSpec | None:
+  """The secure sum of a settled run's updates, with room for noise; None for a plain sum.
+
+  Raises:
+    UserError: naming the option that does not fit.
+  """
+  return spec_of(config).secure_sum if is_private(config) else secure_settings.update_sum(config)
 
 
 def digest(config: RunConfig) -> str:
@@ -105,9 +129,18 @@ def _spec(config: RunConfig, noise_multiplier: float) -> privacy.DpSpec:
       restart_every=config.tree_restart_every,
       noise_cohort_size=config.noise_cohort_size,
       insecure_seed=config.seed if config.insecure_seeded_noise else None,
+      secure_sum=secure_settings.update_sum(config),
+      smallest_cohort=_noise_shares(config),
     )
   except ValueError as error:
     raise UserError(f'--privacy {config.privacy}: {error}') from error
+
+
+def _noise_shares(config: RunConfig) -> int | None:
+  """How many clients at least add noise to a sum that is opened, where clients do."""
+  if config.privacy != 'distributed':
+    return None
+  return config.secure_threshold - config.assumed_colluders
 
 
 def _check_feasible(config: RunConfig) -> None:

@@ -70,8 +70,9 @@ class Experiment:
         f'--clients-per-round {config.clients_per_round}: {config.task} has only '
         f'{len(self.client_ids)} clients that train.'
       )
-    self.config = dp_settings.settle(config, len(self.client_ids))
     self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
+    coordinates = method_parts.coordinates(config, self.model, self.initial_ranks)
+    self.config = dp_settings.settle(config, len(self.client_ids), coordinates)
     self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts that a method is composed of."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow_federated as tff
 import hetlora_tff
 from hetlora_tff import aggregation
 from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
+from hetlora_tff.clients.full_training import num_weights
 from hetlora_tff.distribution import RankSelect
 from hetlora_tff.full_fine_tuning import build_full_process
 from tasks import dp_settings, private_parts
@@ -56,7 +58,16 @@ def build_process(
   Raises:
     ValueError: if the model is too large for the method.
   """
-  is_private = dp_settings.is_private(config)
+  process = _compose(config, model, ranks)
+  secure_sum = dp_settings.secure_sum(config)
+  if secure_sum:
+    process.sizes = dataclasses.replace(process.sizes, upload_bits=secure_sum.sum_bits)
+  return process
+
+
+def _compose(
+  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+) -> hetlora_tff.HetLoraProcess:
   client_optimizer = _optimizer(config.client_optimizer, config.client_learning_rate)
   server_optimizer = _optimizer(config.server_optimizer, config.server_learning_rate)
   if config.method == 'full':
@@ -64,9 +75,9 @@ def build_process(
       model,
       weights=hetlora_tff.ClientWeighting(config.weights),
       client_optimizer=client_optimizer,
-      aggregator=private_parts.mean(config) if is_private else None,
+      aggregator=None if config.l2_clip_norm is None else private_parts.mean(config),
       server_optimizer=server_optimizer,
-      measures_clients=not is_private,
+      client_sums=private_parts.client_sums(config, coordinates(config, model, ranks)),
       wrap_client=private_parts.canaries(config),
     )
   lora = _adapters(config)
@@ -94,19 +105,45 @@ def build_process(
     server_optimizer=(
       None if replaces or trained is TrainedFactors.ALTERNATING else server_optimizer
     ),
-    measures_clients=not is_private,
+    client_sums=private_parts.client_sums(config, coordinates(config, model, ranks)),
     measures_deviation=config.deviation_from_exact,
     wrap_client=private_parts.canaries(config),
   )
 
 
+def coordinates(
+  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+) -> int:
+  """The most numbers that one client can change in a sum, noised weights included.
+
+  Args:
+    config: of the run.
+    model: that clients train.
+    ranks: int32 `[clients]`, of all devices.
+  """
+  if config.method == 'full':
+    return num_weights(model)
+  lora = _adapters(config)
+  layout = AdapterLayout(
+    model.module_shapes(lora), lora, _TRAINED.get(config.method, TrainedFactors.BOTH)
+  )
+  # With `state` padding a client asks for zeros in the rows that it lacks; noise of its own it adds
+  # to all rows.
+  changes_all = config.padding == 'state' or config.privacy == 'distributed'
+  rank = config.max_rank if changes_all else int(ranks.max())
+  sizes = hetlora_tff.MessageSizes(layout, layout.server_type, layout.server_type)
+  num_modules = len(layout.shapes) if config.weights == 'module' else 1
+  return sizes.largest_update(rank) + (num_modules if config.denominator == 'noised' else 0)
+
+
 def _aggregator(config: RunConfig, ranks: np.ndarray) -> Any:
-  is_private = dp_settings.is_private(config)
   if config.method == 'coverage':
-    sums = private_parts.sums(config) if is_private else {}
+    sums = private_parts.coverage_sums(config)
     return aggregation.RankCoverageMeanFactory(_expected_clients(config, ranks), **sums)
-  if not is_private:
+  if config.l2_clip_norm is None:
     return _AGGREGATORS[config.method]()
+  if not dp_settings.is_private(config):
+    return private_parts.mean(config)
   # Noise in rows that no device holds would be noise alone.
   trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
   return aggregation.keep_held_rows(private_parts.mean(config), trained, int(ranks.max()))

@@ -52,7 +52,13 @@ _REPLACED = {
 _NOT_PRIVATE = {
   'privacy': Limit(
     ('none',), 'sums products of factors, which no clip of factors bounds', 'take --method hetlora'
-  )
+  ),
+  'secure_aggregation': Limit(
+    (False,), 'multiplies the factors of single clients at the server', 'take --method hetlora'
+  ),
+  'l2_clip_norm': Limit(
+    (None,), 'sums products of factors, which no clip of factors bounds', 'take --method hetlora'
+  ),
 }
 _NO_ADAPTERS = dict.fromkeys(
   (
@@ -143,7 +149,8 @@ METHODS = {
       'Odd rounds train the factor `b`, even rounds `a`, so that every mean is exact.',
       {
         'privacy': Limit(
-          ('none', 'central'), 'trains the factors in turns, and each would need a tree'
+          ('none', 'central', 'distributed'),
+          'trains the factors in turns, and each would need a tree',
         ),
         **_NO_PRUNING,
         **_PLAIN_WEIGHTS,

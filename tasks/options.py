@@ -7,7 +7,7 @@ that has no meaning in a run has the one allowed value None, and stays so. What 
 to itself.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.errors import UserError
@@ -18,12 +18,12 @@ class Limit(NamedTuple):
 
   Attributes:
     values: all that it may be; the first is the default. Empty for a key that has to be given, and
-      may be anything.
+      may be anything; `Anything` where it need not be given.
     because: why, as the end of a sentence that begins with the options that say so.
     instead: what else mends it, besides leaving the option out.
   """
 
-  values: tuple[Any, ...]
+  values: 'tuple[Any, ...] | Anything'
   because: str
   instead: str = ''
 
@@ -54,6 +54,22 @@ class AllBut(Container):
 
   def __contains__(self, value: object) -> bool:
     return value != self._value
+
+
+class Anything(Collection):
+  """Every value, one of them the default, for `Limit.values`."""
+
+  def __init__(self, default: Any):
+    self._default = default
+
+  def __contains__(self, value: object) -> bool:
+    return True
+
+  def __iter__(self) -> Iterator[Any]:
+    return iter([self._default])
+
+  def __len__(self) -> int:
+    return 1
 
 
 def option(key: str) -> str:

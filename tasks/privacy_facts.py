@@ -11,7 +11,7 @@ import numpy as np
 from privacy.ledger import Ledger
 from privacy.report import Facts
 from privacy.spec import Relation
-from tasks import dp_settings, page, plots, registry, samplers
+from tasks import dp_settings, page, plots, registry, samplers, secure_facts
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.files import read_json
@@ -36,9 +36,6 @@ _SINGLE = ('samples.json', 'evaluation_base.json', 'evaluation_final.json')
 _TUNING = (
   'This report is about one run. Other runs on the same clients, those included in which the'
   ' settings of this one were chosen, are not in its figures; each has a ledger of its own.'
-)
-_NO_SECURE_AGGREGATION = (
-  'None: neither a protocol nor a simulation of one. Each update reaches the server by itself.'
 )
 
 
@@ -75,7 +72,7 @@ def collect(directory: pathlib.Path, config: RunConfig, ledger: Ledger | None) -
     weighting=_weighting(config),
     public_data=_public_data(config),
     tuning=_TUNING,
-    secure_aggregation=_NO_SECURE_AGGREGATION,
+    secure_aggregation=' '.join(secure_facts.describe(config)),
     problems=problems,
     observed=observed,
     audit=audit,

@@ -106,7 +106,7 @@ class PrivacyGuard:
     self._ledger_path = root / LEDGER
     self._secrets = Secrets(root / SECRETS)
     # The state of correlated noise tells what noise is to come, and what was there.
-    is_secret = self._spec.mechanism is not privacy.Mechanism.GAUSSIAN
+    is_secret = self._spec.is_correlated
     self.checkpoint_folder = (root / SECRETS if is_secret else root) / 'checkpoints'
     self.evaluations = '' if config.public_eval_clients else f'{SECRETS}/'
 
@@ -223,7 +223,7 @@ class PrivacyGuard:
     checkpoint before it holds, for the same clients. Where it was released, the same noise beside a
     sum that rounds differently would tell the difference.
     """
-    if self._spec.mechanism is privacy.Mechanism.GAUSSIAN:
+    if not self._spec.is_correlated:
       return events.Start(round_number)
     leaves = self._leaves()
     if not leaves:
@@ -248,7 +248,7 @@ class PrivacyGuard:
     For correlated noise leaves count and not starts: what was never a leaf of its own must not
     bring two turns of a client nearer to each other.
     """
-    if self._spec.mechanism is privacy.Mechanism.GAUSSIAN:
+    if not self._spec.is_correlated:
       return len(self._ledger.rounds)
     return len({(entry['tree'], entry['leaf']) for entry in self._leaves()})
 

@@ -64,13 +64,13 @@ def _by_delta(ledger: Ledger, deltas: np.ndarray, amplified: bool) -> Curve:
 
 
 def _epsilons(ledger: Ledger, count: int, deltas: list[float], amplified: bool) -> list[float]:
-  """Epsilons by PLD of the first so many started rounds."""
+  """Epsilons, by the accountant of the headline, of the first so many started rounds."""
   starts = [
     events.Start(*(entry.get(place) for place in events.Start._fields))
     for entry in ledger.rounds[:count]
   ]
   event = events.started_event(ledger.spec, starts, amplified=amplified)
-  return accounting.epsilons(event, deltas)
+  return accounting.epsilons(event, deltas, accounting.claiming_accountant(ledger.spec))
 
 
 def draw(

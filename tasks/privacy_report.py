@@ -11,7 +11,7 @@ from privacy.ledger import Anchor, Ledger, LedgerError
 from privacy.report import PrivacyReport
 from tasks import page, plots, privacy_facts, privacy_plots
 from tasks.config import RunConfig
-from tasks.config import from_json as config_from_json
+from tasks.config_files import from_json as config_from_json
 from tasks.errors import UserError
 from tasks.files import read_json, replace_file
 
@@ -20,11 +20,12 @@ _TEMPLATE = 'privacy_report.html'
 _LEDGER = 'ledger.jsonl'
 _CAPTIONS = {
   privacy_plots.ROUNDS: (
-    'Epsilon by PLD after so many started rounds, on a logarithmic axis. The dot is the headline.'
+    'Epsilon after so many started rounds, on a logarithmic axis, by the accountant of the'
+    ' headline, which is the dot.'
   ),
   privacy_plots.DELTA: (
-    'One run has an epsilon for every delta: these are by PLD, on logarithmic axes. The dot is the'
-    ' headline; the other points of its curve hold as well.'
+    'One run has an epsilon for every delta: these are by the accountant of the headline, on'
+    ' logarithmic axes. The dot is the headline; the other points of its curve hold as well.'
   ),
 }
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the algorithm and the privacy mechanism meet: aggregators of private runs."""
+"""Where the algorithm meets clips, noise and secure sums: aggregators that hide clients."""
 
 import dataclasses
 import functools
@@ -12,8 +12,9 @@ import tensorflow_federated as tff
 import privacy
 from hetlora_tff import aggregation
 from hetlora_tff.clients.canaries import plant_canaries
+from hetlora_tff.clients.work import SUMMED
 from privacy.clipping import clip_to_norm
-from tasks import dp_settings
+from tasks import dp_settings, secure_settings
 from tasks.config import RunConfig
 
 # What canaries try to send: in every module far above the clip, with far more than full weight.
@@ -21,10 +22,18 @@ _CANARY_EXCESS = 100.0
 # Of a noised denominator: how much of the clip the weights may take, and how far below what is
 # expected it may fall before it no longer divides.
 _DENOMINATOR_SCALE, _LEAST_SHARE = 0.5, 0.25
+# Below the sum of weights of any clients that learned something, in float32.
+_LEAST_DENOMINATOR = 1e-30
+
+
+# More than a token costs any model that is worth measuring, in nats.
+_MOST_LOSS = 50.0
 
 
 def mean(config: RunConfig) -> Any:
-  """The noised mean of clipped updates, or of those weighed after the clip."""
+  """The mean of clipped updates, or of those weighed after the clip; noised in private runs."""
+  if not dp_settings.is_private(config):
+    return _clipped_mean(config)
   spec = dp_settings.spec_of(config)
   if config.weights == 'uniform':
     return privacy.build_dp_aggregator(spec)
@@ -33,8 +42,11 @@ def mean(config: RunConfig) -> Any:
     return aggregation.WeightInsideFactory(
       privacy.build_dp_aggregator(spec), config.weight_reference, clip, config.mean_weight
     )
-  return aggregation.NoisedDenominatorFactory(
-    privacy.build_dp_sum(dataclasses.replace(spec, l2_clip_norm=1.0)),
+  secure_sum = spec.secure_sum
+  if secure_sum:
+    secure_sum = dataclasses.replace(secure_sum, l2_clip_norm=1.0, value_range=1.0)
+  return aggregation.SummedDenominatorFactory(
+    privacy.build_dp_sum(dataclasses.replace(spec, l2_clip_norm=1.0, secure_sum=secure_sum)),
     config.weight_reference,
     clip,
     l2_clip_norm=spec.l2_clip_norm,
@@ -43,12 +55,74 @@ def mean(config: RunConfig) -> Any:
   )
 
 
-def sums(config: RunConfig) -> dict[str, tff.aggregators.UnweightedAggregationFactory]:
-  """The sums inside an aggregator with public denominators."""
-  return {
-    'value_sum_factory': privacy.build_dp_sum(dp_settings.spec_of(config)),
-    'count_sum_factory': aggregation.WithheldSumFactory(),
+def _clipped_mean(config: RunConfig) -> Any:
+  """Numerator and denominator of the weighted mean in one sum, secure where that is asked for."""
+  normaliser = {
+    'uniform': 1.0,
+    'examples': float(config.local_steps * config.batch_size),
+  }.get(config.weights, config.weight_reference)
+  spec = secure_settings.update_sum(config)
+  return aggregation.SummedDenominatorFactory(
+    privacy.build_secure_aggregator(spec) if spec else tff.aggregators.SumFactory(),
+    normaliser,
+    clip_to_norm(config.l2_clip_norm),
+    l2_clip_norm=config.l2_clip_norm,
+    denominator_scale=1.0,
+    # Below a step of the grid there is nothing but rounding.
+    floor=spec.step if spec else _LEAST_DENOMINATOR,
+  )
+
+
+def coverage_sums(
+  config: RunConfig,
+) -> dict[str, tff.aggregators.UnweightedAggregationFactory]:
+  """The sums inside `RankCoverageMeanFactory`; none where plain ones do."""
+  if config.l2_clip_norm is None:
+    return {}
+  if dp_settings.is_private(config):
+    return {
+      'value_sum_factory': privacy.build_dp_sum(dp_settings.spec_of(config)),
+      'count_sum_factory': aggregation.WithheldSumFactory(),
+    }
+  # A clip is a mechanism without noise.
+  clip = privacy.DpSpec(0.0, config.l2_clip_norm, config.clients_per_round)
+  if not config.secure_aggregation:
+    return {'value_sum_factory': privacy.build_dp_sum(clip)}
+  value = secure_settings.real_sum(config, config.l2_clip_norm, config.secure_bits)
+  # A weight is 1 for every row that a client holds.
+  count = privacy.build_secure_aggregator(secure_settings.count_sum(config, 1))
+  sums = {
+    'value_sum_factory': privacy.build_dp_sum(clip, privacy.build_secure_aggregator(value)),
+    'count_sum_factory': count,
   }
+  if config.rank_dynamics != 'tier':
+    sums['weight_sum_factory'] = count
+  return sums
+
+
+def client_sums(
+  config: RunConfig, most_trained: int
+) -> dict[str, tff.aggregators.UnweightedAggregationFactory] | None:
+  """What is measured on clients, and how it is summed: nothing in private runs; None for all.
+
+  Args:
+    config: of the run.
+    most_trained: numbers that one client trains at most.
+  """
+  if dp_settings.is_private(config):
+    return {}
+  if not config.secure_aggregation:
+    return None
+  examples = config.local_steps * config.batch_size
+  most = {
+    'predictions': examples * config.sequence_length,
+    'examples': examples,
+    'steps': config.local_steps,
+    'trained_parameters': most_trained,
+  }
+  specs = {name: secure_settings.count_sum(config, most.get(name, 1)) for name in SUMMED}
+  specs['loss'] = secure_settings.real_sum(config, _MOST_LOSS * most['predictions'])
+  return {name: privacy.build_secure_aggregator(spec) for name, spec in specs.items()}
 
 
 def canaries(config: RunConfig) -> Callable[[tff.Computation], tff.Computation] | None:

@@ -22,10 +22,11 @@ from tasks import (
   privacy_report,
   report,
   results,
+  secure_facts,
 )
 from tasks.checkpoints import Checkpoints, RunState
 from tasks.config import RunConfig
-from tasks.config import from_json as config_from_json
+from tasks.config_files import from_json as config_from_json
 from tasks.console import Progress
 from tasks.errors import UserError
 from tasks.experiment import Experiment
@@ -56,6 +57,8 @@ def train(
     if resume:
       _check_inputs(experiment, directory)
     guard = privacy_guard.build_guard(experiment.config, len(experiment.client_ids), directory.root)
+    if experiment.config.secure_aggregation:
+      progress.say(secure_facts.grid(experiment.config))
     with LocalWorker(experiment.concurrent_clients(), log_file=guard.worker_log()):
       progress.say('Building the federated process ...')
       process = experiment.build_process()
@@ -138,10 +141,11 @@ class _Run:
     row = {}
     if measured['client_work']:  # Nobody asks the clients of a private run.
       row = results.round_row(measured, self._process.sizes, state.ranks[start.cohort])
-      predictions = int(measured['client_work']['predictions'])
-      row['client_flops'] = self._experiment.flops(
-        start.cohort, state.ranks, predictions, self._process.sizes
-      )
+      if not self._experiment.config.secure_aggregation:  # It looks at the data of each client.
+        predictions = int(measured['client_work']['predictions'])
+        row['client_flops'] = self._experiment.flops(
+          start.cohort, state.ranks, predictions, self._process.sizes
+        )
       row['round_seconds'] = round(time.monotonic() - started, 3)
     self._progress.show_round(number, row, state.ranks[start.cohort] if row else None)
     state = RunState(number, learning, ranks, **self._guard.anchor())

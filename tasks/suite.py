@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from tasks import config as run_config
-from tasks import program_loader, registry
+from tasks import config_files, program_loader, registry
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.files import read_json
@@ -113,7 +112,7 @@ def plan(config: pathlib.Path, output_dir: pathlib.Path) -> list[PlannedRun]:
       values = {**suite['base'], **entry, 'seed': seed}
       del values['name']
       try:
-        resolved = run_config.from_values('its settings', values)
+        resolved = config_files.from_values('its settings', values)
         registry.find_task(resolved.task)
       except UserError as error:
         raise UserError(f'{config}: run {name!r}: {error}') from error
@@ -179,7 +178,7 @@ def _seeds_problem(seeds: Any) -> str | None:
 def _check_directory(run: PlannedRun) -> None:
   """Checks that a run can begin, go on, or is done, in its directory."""
   if run.begun:
-    kept = run_config.from_json(run.directory / 'config.json')
+    kept = config_files.from_json(run.directory / 'config.json')
     for field in dataclasses.fields(kept):
       have, want = (getattr(each, field.name) for each in (kept, run.config))
       if have != want and not (want is None and field.name in RESOLVED_LATER):

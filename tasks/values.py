@@ -21,6 +21,11 @@ def at_least(bound: float) -> Range:
   return lambda value: None if value >= bound else f'must be at least {bound}'
 
 
+def between(least: float, most: float) -> Range:
+  """The range from one bound to another, both of them in it."""
+  return lambda value: None if least <= value <= most else f'must be in [{least}, {most}]'
+
+
 def one_of(*names: str) -> Range:
   """The range of some names."""
   return lambda value: None if value in names else f'must be one of {", ".join(names)}'

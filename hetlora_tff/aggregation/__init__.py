@@ -10,18 +10,18 @@ from hetlora_tff.aggregation.product_svd import ProductSvdFactory
 from hetlora_tff.aggregation.products import ProductAggregationFactory
 from hetlora_tff.aggregation.residual_mean import ResidualCorrectedMeanFactory
 from hetlora_tff.aggregation.stacking import StackingFactory
-from hetlora_tff.aggregation.weights_inside import NoisedDenominatorFactory, WeightInsideFactory
+from hetlora_tff.aggregation.weights_inside import SummedDenominatorFactory, WeightInsideFactory
 from hetlora_tff.aggregation.withheld import WithheldSumFactory
 from hetlora_tff.aggregation.zero_pad_mean import ZeroPadMeanFactory
 
 __all__ = [
-  'NoisedDenominatorFactory',
   'ProductAggregationFactory',
   'ProductSvdFactory',
   'RankCoverageMeanFactory',
   'ResidualCorrectedMeanFactory',
   'SparsityWeightedMeanFactory',
   'StackingFactory',
+  'SummedDenominatorFactory',
   'WeightInsideFactory',
   'WithheldSumFactory',
   'ZeroPadMeanFactory',

@@ -101,12 +101,13 @@ class WeightInsideFactory(tff.aggregators.WeightedAggregationFactory):
     return tff.templates.AggregationProcess(inner.initialize, next_fn)
 
 
-class NoisedDenominatorFactory(tff.aggregators.WeightedAggregationFactory):
-  """Weighted mean whose denominator is released under the same noise.
+class SummedDenominatorFactory(tff.aggregators.WeightedAggregationFactory):
+  """Weighted mean whose denominator is summed together with the numerator.
 
   A client sends the record `(g_k / S, lambda w_k)`, as `WeightInsideFactory` has them and with all
-  weights as one vector; `inner` clips the joint norm of a record to 1, sums, and adds noise: one
-  release. Then, per module where there is a weight for each,
+  weights as one vector, every number in it within [-1, 1] for `lambda` up to 1. `inner` sums the
+  records: securely, or with a clip of the joint norm to 1 and noise, in one release. Then, per
+  module where there is a weight for each,
 
     result = S numerator / max(denominator / lambda, floor),
 
@@ -117,7 +118,8 @@ class NoisedDenominatorFactory(tff.aggregators.WeightedAggregationFactory):
   Edge cases:
     a value or a weight with a NaN or an infinity: the client contributes zeros;
     a negative weight counts as 0;
-    no client, or a noised denominator below the floor: the floor divides.
+    no client, or a denominator below the floor, which noise and rounding bring about: the floor
+      divides.
 
   Measurements: those of `inner`.
   """
@@ -134,7 +136,7 @@ class NoisedDenominatorFactory(tff.aggregators.WeightedAggregationFactory):
     """Initializes the factory.
 
     Args:
-      inner: a sum (or a mean) that clips the joint norm of a record to 1.
+      inner: sums (or means) records; for differential privacy with a clip of the joint norm to 1.
       normaliser: the weight that counts as 1; public, positive.
       clip: bounds the joint norm of a structure to `l2_clip_norm`.
       l2_clip_norm: `S`.

@@ -3,7 +3,7 @@
 """The local computation as a TFF `ClientWorkProcess`."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import tensorflow_federated as tff
 
@@ -21,6 +21,10 @@ SUMMED = (
 )
 
 
+# By the name of the measurement.
+ClientSums = Mapping[str, tff.aggregators.UnweightedAggregationFactory]
+
+
 class HetLoraClientWork:
   """Runs `train_on_client` on every client of a round.
 
@@ -34,20 +38,26 @@ class HetLoraClientWork:
     message_type: TFF type of a client's update.
     weight_type: TFF type of its weight.
 
-  Measurements are plain sums over the round's clients: `loss` and `predictions` (their quotient is
-  the mean training loss), `examples`, `steps`, `clients`, `trained_clients` (with at least one
-  example), `pruned_clients`, `non_finite_clients` (left out), `trained_parameters`, and
-  `rank_histogram` (`[max_rank]`; entry `i` counts clients of rank `i + 1` after pruning). What is
-  not asked for is not summed, and so never leaves a client.
+  Measurements are sums over the round's clients, plain ones by default: `loss` and `predictions`
+  (their quotient is the mean training loss), `examples`, `steps`, `clients`, `trained_clients`
+  (with at least one example), `pruned_clients`, `non_finite_clients` (left out),
+  `trained_parameters`, and `rank_histogram` (`[max_rank]`; entry `i` counts clients of rank `i + 1`
+  after pruning). What is not asked for is not summed, and so never leaves a client.
   """
 
-  def __init__(self, train_on_client: tff.Computation, measurements: Sequence[str] = SUMMED):
+  def __init__(self, train_on_client: tff.Computation, client_sums: ClientSums | None = None):
     """Initializes the work.
 
     Args:
       train_on_client: see `hetlora_tff.clients.training.build_train_on_client`.
-      measurements: which of them to take; none for clients that must not be looked at.
+      client_sums: which measurements to take, and what sums each; plain sums of all by default,
+        none for clients that must not be looked at.
+
+    Raises:
+      ValueError: if a sum has a state, for which the work has no place.
     """
+    if client_sums is None:
+      client_sums = dict.fromkeys(SUMMED, tff.aggregators.SumFactory())
     weights_type, data_type = train_on_client.type_signature.parameter
 
     @tff.tensorflow.computation(weights_type, data_type)
@@ -70,7 +80,7 @@ class HetLoraClientWork:
       return collections.OrderedDict(
         state=state,
         result=trained[0],
-        measurements=_sums(trained[2], measurements),
+        measurements=_sums(trained[2], client_sums),
         device_state=trained[1],
         asked=trained[3],
       )
@@ -88,9 +98,17 @@ class HetLoraClientWork:
     self.weight_type = train_on_client.type_signature.result.update_weight
 
 
-def _sums(stats, names: Sequence[str]):
-  if not names:
+def _sums(stats, client_sums: ClientSums):
+  if not client_sums:
     return tff.federated_value((), tff.SERVER)
-  return tff.federated_zip(
-    collections.OrderedDict((name, tff.federated_sum(stats[name])) for name in names)
-  )
+  sums = collections.OrderedDict()
+  for name, factory in client_sums.items():
+    process = factory.create(stats[name].type_signature.member)
+    if tff.types.count(process.initialize.type_signature.result, _is_tensor):
+      raise ValueError(f'The sum of {name!r} must have no state, got {factory}.')
+    sums[name] = process.next(process.initialize(), stats[name]).result
+  return tff.federated_zip(sums)
+
+
+def _is_tensor(type_: tff.Type) -> bool:
+  return isinstance(type_, tff.TensorType)

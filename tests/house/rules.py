@@ -23,7 +23,10 @@ _FIRST_PARTY_BANS = {
 _TENSOR_MODULES = ('factors', 'pruning', 'weights')
 _TENSOR_MODULE_BANS = ('tensorflow_federated', 'keras', 'tensorflow.keras', 'keras_nlp', 'tf_keras')
 # All others of `privacy` run on a reviewer's laptop.
-_MECHANISM_MODULES = ('aggregators', 'clipping', 'noise', 'queries')
+_MECHANISM_MODULES = (
+  'aggregators', 'clipping', 'distributed', 'noise', 'quantization', 'queries',
+  'secure_aggregators',
+)  # fmt: skip
 _REVIEWER_MODULE_BANS = ('tensorflow', 'tensorflow_federated', 'tensorflow_privacy', 'keras')
 # Spelled in pieces, so that this file does not contain what it looks for.
 _UNFINISHED = re.compile(r'\b(' + 'TO' + r'DO|FIX' + r'ME|XX' + r'X)\b')

@@ -15,6 +15,7 @@ from scipy import integrate, stats
 
 from privacy import accounting, events
 from privacy.accounting import UnsupportedEventError
+from privacy.secure_sum import SecureSumSpec
 from privacy.spec import DpSpec, Mechanism, Relation, Sampling
 
 
@@ -47,6 +48,17 @@ _TREE = DpSpec(
 )
 
 
+_SUMS = SecureSumSpec(bits=16, largest_cohort=100, l2_clip_norm=1.0, coordinates=10**6)
+_SKELLAM = DpSpec(
+  noise_multiplier=4.0,
+  l2_clip_norm=1.0,
+  clients_per_round=100,
+  mechanism=Mechanism.SKELLAM,
+  secure_sum=_SUMS,
+  smallest_cohort=60,
+)
+
+
 def test_known_run():
   # q = 0.01, z = 1, 100 rounds, delta = 1e-5: what tutorials of dp_accounting come to.
   assert accounting.epsilon(_sampled(0.01, 1.0, 100), 1e-5, 'rdp') == pytest.approx(1.214, abs=1e-3)
@@ -62,6 +74,47 @@ def test_replaced_client_costs_as_much_as_half_the_noise():
   for accountant in accounting.Accountant:
     once = accounting.epsilon(replaced, 1e-5, accountant, Relation.REPLACE_ONE)
     assert once == accounting.epsilon(halved, 1e-5, accountant)
+
+
+@pytest.mark.parametrize('spec', [_POISSON, _TREE])
+def test_rounding_costs_as_much_as_that_much_less_noise(spec):
+  sums = dataclasses.replace(_SUMS, largest_cohort=10_000, bits=12)
+  rounded = dataclasses.replace(spec, secure_sum=sums)
+  # S' = 1 + 1000 / 2 / 2047.
+  less = dataclasses.replace(spec, noise_multiplier=spec.noise_multiplier / (1 + 500 / 2047))
+  for accountant in accounting.Accountant:
+    found, expected = (
+      accounting.epsilon(events.run_event(x, 20, amplified=x.amplified), 1e-5, accountant)
+      for x in (rounded, less)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_noise_of_clients_is_bounded_by_renyi_dp_alone():
+  event = events.run_event(_SKELLAM, 10, amplified=False)
+  # On so fine a grid it is Gaussian noise, of a clip that rounding has made longer.
+  accountant = dp_accounting.rdp.RdpAccountant(range(2, 200))
+  accountant.compose(_gaussian(4.0 / (1 + 500 / 32767), 10))
+  assert accounting.epsilon(event, 1e-6, 'rdp') == pytest.approx(
+    accountant.get_epsilon(1e-6), rel=1e-3
+  )
+  starts = events.planned(_SKELLAM, 10)
+  assert accounting.claimed_epsilon(_SKELLAM, starts, 1e-6) == accounting.epsilon(
+    event, 1e-6, 'rdp'
+  )
+  with pytest.raises(UnsupportedEventError, match='RDP'):
+    accounting.epsilon(event, 1e-6)
+  with pytest.raises(UnsupportedEventError, match='rho'):
+    accounting.zcdp_rho(event)
+
+
+def test_replaced_client_costs_more_under_noise_of_clients():
+  replaced = dataclasses.replace(_SKELLAM, relation=Relation.REPLACE_ONE)
+  halved = dataclasses.replace(_SKELLAM, noise_multiplier=2.0)
+  epsilons = [
+    accounting.claimed_epsilon(spec, events.planned(spec, 3), 1e-6) for spec in (replaced, halved)
+  ]
+  assert epsilons[0] == pytest.approx(epsilons[1], rel=1e-4)
 
 
 @pytest.mark.parametrize('multiplier', [0.2, 1.0, 30.0])
@@ -232,6 +285,10 @@ def test_rho_is_that_of_the_trees():
     dp_accounting.PoissonSampledDpEvent(1.5, dp_accounting.GaussianDpEvent(1.0)),
     dp_accounting.PoissonSampledDpEvent(math.nan, dp_accounting.GaussianDpEvent(1.0)),
     dp_accounting.PoissonSampledDpEvent(0.1, _sampled(0.1, 1.0, 1)),
+    dp_accounting.PoissonSampledDpEvent(0.1, events.SkellamDpEvent(4.0, 1.0, 1.0)),
+    dp_accounting.ComposedDpEvent([_gaussian(1.0), events.SkellamDpEvent(4.0, 1.0, 1.0)]),
+    events.SkellamDpEvent(0.0, 1.0, 1.0),
+    events.SkellamDpEvent(math.nan, 1.0, 1.0),
     _sampled(0.1, 0.0, 3),
   ],
 )
@@ -261,7 +318,7 @@ def test_delta_is_between_0_and_1(delta):
 
 
 def _epsilon(spec, rounds):
-  return accounting.epsilon(events.run_event(spec, rounds, amplified=spec.amplified), 1e-5)
+  return accounting.claimed_epsilon(spec, events.planned(spec, rounds), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +329,8 @@ def _epsilon(spec, rounds):
     (dataclasses.replace(_POISSON, amplified=False), 1, 1e-3),
     (_TREE, 100, 8.0),
     (dataclasses.replace(_POISSON, noise_cohort_size=10), 20, 0.3),
+    (_SKELLAM, 20, 2.0),
+    (dataclasses.replace(_SKELLAM, secure_sum=dataclasses.replace(_SUMS, bits=2)), 1, 50.0),
   ],
 )
 def test_calibrated_noise_is_the_least_with_four_digits(spec, rounds, target):
@@ -297,7 +356,9 @@ def test_calibration_knows_its_limits():
     accounting.calibrate(_TREE, 10, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize('spec', [_POISSON, dataclasses.replace(_TREE, noise_multiplier=20.0)])
+@pytest.mark.parametrize(
+  'spec', [_POISSON, *(dataclasses.replace(x, noise_multiplier=20.0) for x in (_TREE, _SKELLAM))]
+)
 def test_affordable_rounds_are_the_most_within_the_budget(spec):
   rounds = accounting.affordable_rounds(spec, 1.5, 1e-5, at_most=2_000)
   assert 0 < rounds < 2_000

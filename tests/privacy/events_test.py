@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events of planned and of started rounds."""
 
+import json
+
 import dp_accounting
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from privacy import events
 from privacy.events import Start
+from privacy.secure_sum import SecureSumSpec
 from privacy.spec import Clipping, DpSpec, Mechanism, Relation, Sampling
 
 
@@ -50,6 +53,54 @@ def test_replaced_client_moves_a_sum_twice_as_far():
     assert event == _times(dp_accounting.GaussianDpEvent(1.0), 3)
   tree = _separated(1, mechanism=Mechanism.TREE, relation=Relation.REPLACE_ONE)
   assert events.run_event(tree, 1, amplified=False) == dp_accounting.GaussianDpEvent(1.0)
+
+
+def _skellam(**changes):
+  # S = 0.5 and s = 0.01; d = 25, so that S' = 0.525.
+  sums = SecureSumSpec(8, 10, value_range=1.27, l2_clip_norm=0.5, coordinates=25)
+  shares = {'secure_sum': sums, 'smallest_cohort': 5, 'mechanism': Mechanism.SKELLAM}
+  return _spec(**{**shares, **changes})
+
+
+@pytest.mark.parametrize('mechanism', [Mechanism.GAUSSIAN, Mechanism.TREE, Mechanism.BANDED])
+def test_rounding_takes_from_every_multiplier(mechanism):
+  sums = _skellam().secure_sum
+  plain, rounded = (
+    events.run_event(_separated(4, mechanism=mechanism, secure_sum=each), 9, amplified=False)
+    for each in (None, sums)
+  )
+  if mechanism is Mechanism.GAUSSIAN:
+    plain, rounded = plain.event, rounded.event
+  assert rounded.noise_multiplier == pytest.approx(plain.noise_multiplier * 0.5 / 0.525)
+
+
+def test_rounding_takes_from_amplified_rounds_too():
+  sums = SecureSumSpec(8, 100, value_range=1.27, l2_clip_norm=0.5, coordinates=25)
+  event = events.round_event(_poisson(secure_sum=sums), amplified=True)
+  assert event.event.noise_multiplier == pytest.approx(2 * 0.5 / 0.525)
+
+
+def test_round_of_client_noise_is_in_steps():
+  event = events.round_event(_skellam(), amplified=False)
+  # z S = 1 is 100 steps, S' is 52.5.
+  assert (event.variance, event.l2) == pytest.approx((1e4, 52.5))
+  assert event.l1 == pytest.approx(5 * 52.5)
+  replaced = events.round_event(_skellam(relation=Relation.REPLACE_ONE), amplified=False)
+  assert (replaced.variance, replaced.l2, replaced.l1) == pytest.approx((1e4, 105, 525))
+  # Squares of integers are at least the integers: with S' of three steps, l1 is 9 and not 4 * 3.
+  coarse = SecureSumSpec(2, 10, l2_clip_norm=0.5, coordinates=16)
+  few = events.round_event(_skellam(secure_sum=coarse), amplified=False)
+  assert (few.l2, few.l1) == pytest.approx((3, 9))
+
+
+def test_rounds_of_client_noise_compose_as_independent_ones():
+  event = events.round_event(_skellam(), amplified=False)
+  assert events.run_event(_skellam(), 9, amplified=False) == _times(event, 9)
+  apart = _skellam(sampling=Sampling.MIN_SEPARATION, min_separation=3)
+  assert events.run_event(apart, 10, amplified=False) == _times(event, 4)
+  assert events.planned(_skellam(), 2) == [Start(0), Start(1)]
+  written = json.loads(json.dumps(events.to_json(_times(event, 9))))
+  assert events.from_json(written) == _times(event, 9)
 
 
 def test_amplification_that_is_not_claimed_is_refused():

@@ -12,6 +12,7 @@ import pytest
 
 from privacy import events
 from privacy.ledger import Anchor, Ledger, LedgerError
+from privacy.secure_sum import SecureSumSpec
 from privacy.spec import DpSpec, Mechanism, Sampling
 
 _SPEC = DpSpec(
@@ -28,6 +29,16 @@ _TREE = DpSpec(
   mechanism=Mechanism.TREE,
   sampling=Sampling.MIN_SEPARATION,
   min_separation=2,
+)
+
+
+_SKELLAM = DpSpec(
+  noise_multiplier=1.0,
+  l2_clip_norm=0.5,
+  clients_per_round=10,
+  mechanism=Mechanism.SKELLAM,
+  secure_sum=SecureSumSpec(bits=8, largest_cohort=10, l2_clip_norm=0.5, coordinates=100),
+  smallest_cohort=7,
 )
 
 
@@ -51,6 +62,22 @@ def _run(path, rounds=3):
 
 def _numbers(ledger):
   return [entry.get('round') for entry in ledger.rounds]
+
+
+def test_rounds_of_client_noise_are_independent_and_their_spec_is_kept(path):
+  ledger = _begin(path, _SKELLAM)
+  ledger.start_round(1)
+  ledger.start_round(1)
+  read = Ledger(path)
+  assert read.spec == _SKELLAM
+  once = events.round_event(_SKELLAM, amplified=False)
+  assert read.event(amplified=False) == dp_accounting.SelfComposedDpEvent(once, 2)
+  with pytest.raises(LedgerError, match='not a round'):
+    ledger.start_round(2, tree=0, leaf=0)
+  _begin(path, _SKELLAM)
+  other = dataclasses.replace(_SKELLAM, smallest_cohort=8)
+  with pytest.raises(LedgerError, match='spec'):
+    _begin(path, other)
 
 
 def test_rounds_are_kept_in_order(path):

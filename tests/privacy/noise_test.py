@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from privacy.noise import FreshSeeds, GaussianNoise, SeedChain
+from privacy.noise import DeviceSeeds, FreshSeeds, GaussianNoise, SeedChain, skellam
 from tests.privacy.scale import check_scale, check_uncorrelated
 
 SPECS = collections.OrderedDict(a=tf.TensorSpec([80, 50]), b=[tf.TensorSpec([80, 50])])
@@ -27,7 +27,7 @@ def same_nonces(monkeypatch):
   )
 
 
-@pytest.mark.parametrize('seeds', [FreshSeeds(), SeedChain(None), SeedChain((5, 0))])
+@pytest.mark.parametrize('seeds', [FreshSeeds(), SeedChain(None), SeedChain((5, 0)), DeviceSeeds()])
 def test_scale_and_independence(seeds):
   noise = GaussianNoise(SPECS, 3.0, seeds)
   first, state = _draw(noise, noise.initialize())
@@ -73,6 +73,27 @@ def test_the_key_alone_makes_the_noise_secret(seeds, same_nonces):
   first, again, second = (_draw(n, n.initialize())[0] for n in (one, one, other))
   np.testing.assert_array_equal(first, again)
   check_uncorrelated(first, second)
+
+
+def test_a_graph_and_its_nonces_do_not_tell_the_seeds_of_a_device(same_nonces):
+  # Nothing drawn while the graph is made, and nothing from TensorFlow's generators.
+  graph = tf.function(lambda: DeviceSeeds().next(())[0])
+  seeds = np.array([graph() for _ in range(200)])
+  assert len(set(map(tuple, seeds))) == 200
+  # 63 bits in each half, 0 and 1 about equally often.
+  bits = np.unpackbits(seeds.view(np.uint8)).reshape(200, 2, 64)
+  means = np.sort(bits.mean(0).ravel())
+  np.testing.assert_array_equal(means[:2], [0, 0])
+  assert np.all(np.abs(means[2:] - 0.5) < 0.25)
+
+
+def test_skellam_noise_has_its_variance_and_no_mean():
+  for variance in (0.0, 0.3, 50.0):
+    noise = np.float64(skellam([30_000], variance, tf.constant([3, 4], tf.int64)))
+    assert abs(np.mean(noise)) <= 5 * np.sqrt(variance / noise.size)
+    # The fourth moment of Skellam noise is 3 v^2 + v.
+    tolerance = 5 * np.sqrt((2 * variance**2 + variance) / noise.size)
+    assert abs(np.var(noise) - variance) <= tolerance
 
 
 def test_noise_reaches_twice_as_far_as_one_draw(monkeypatch):

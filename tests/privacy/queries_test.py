@@ -167,6 +167,18 @@ def test_the_count_of_a_record_says_whether_it_was_clipped():
     assert record.quantile_estimator_state == count
 
 
+def test_an_adaptive_record_is_in_units_of_the_clip():
+  query = AdaptiveClipQuery(SPECS, 4.0, 0.0, 0.5, 0.2, 0.0, 100.0, (FreshSeeds(), FreshSeeds()))
+  state = query.initial_global_state()
+  params = query.derive_sample_params(state)
+  entry = 2.0 / 4000**0.5
+  for fill, norm in [(entry, 0.5), (9.0, 1.0), (1e30, 1.0)]:
+    record = query.preprocess_record(params, [tf.fill([50, 40], fill), tf.fill([50, 40], -fill)])
+    np.testing.assert_allclose(tf.linalg.global_norm(record.sum_state), norm, rtol=1e-6)
+    result, _, _ = query.get_noised_result(record, state)
+    np.testing.assert_allclose(tf.linalg.global_norm(result), 4 * norm, rtol=1e-6)
+
+
 def test_seeded_adaptive_noise_repeats_and_goes_on():
   runs = []
   for _ in range(2):
@@ -189,3 +201,11 @@ def test_events_are_those_of_the_state():
   sample = query.initial_sample_state(zeros)
   event = query.get_noised_result(sample, query.initial_global_state())[2]
   assert [float(e.noise_multiplier) for e in event.events] == [3.0, 10.0]
+
+
+def test_an_inflated_record_is_in_the_event_and_not_in_the_noise():
+  zeros = [tf.zeros(s.shape) for s in SPECS]
+  query = GaussianQuery(SPECS, 2.0, 3.0, FreshSeeds(), inflation=1.25)
+  result, _, event = query.get_noised_result(zeros, query.initial_global_state())
+  assert float(event.noise_multiplier) == pytest.approx(1.2)
+  check_scale(np.ravel(result), 3.0)

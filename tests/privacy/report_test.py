@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from privacy import claim, report, wording
 from privacy.ledger import Ledger
+from privacy.secure_sum import SecureSumSpec
 from privacy.spec import Clipping, DpSpec, Mechanism, Relation, Sampling
 
 _SCHEMA = json.loads(pathlib.Path(report.__file__).with_name('report_schema.json').read_text())
@@ -46,7 +47,20 @@ _TREE = DpSpec(
   min_separation=4,
   max_participations=2,
 )
+_SUMS = SecureSumSpec(bits=16, largest_cohort=10, l2_clip_norm=1.0, coordinates=10_000)
+_SKELLAM = dataclasses.replace(
+  _FIXED, mechanism=Mechanism.SKELLAM, secure_sum=_SUMS, smallest_cohort=7
+)
 _SPECS = {
+  'skellam': _SKELLAM,
+  'skellam without noise': dataclasses.replace(_SKELLAM, noise_multiplier=0.0),
+  'secure sum': dataclasses.replace(_FIXED, secure_sum=_SUMS),
+  'adaptive secure sum': dataclasses.replace(
+    _FIXED,
+    clients_per_round=100,
+    clipping=Clipping.ADAPTIVE,
+    secure_sum=dataclasses.replace(_SUMS, largest_cohort=100),
+  ),
   'poisson': _POISSON,
   'fixed': _FIXED,
   'tree': _TREE,
@@ -69,7 +83,7 @@ def _ledger(path, spec, rounds=16, delta=1e-5, target=None):
   ledger = Ledger(path / 'ledger.jsonl')
   ledger.begin(spec, 'c' * 64, delta=delta, target_epsilon=target)
   for number in range(1, rounds + 1):
-    if spec.mechanism is Mechanism.GAUSSIAN:
+    if not spec.is_correlated:
       ledger.start_round(number)
     else:
       tree, leaf = divmod(number - 1, spec.restart_every or rounds)
@@ -143,6 +157,32 @@ def test_headline_is_amplified_pld_beside_all_other_figures(tmp_path):
   assert headline['epsilon'] == made.claim.bounds[0].epsilon == pytest.approx(0.718, rel=0.01)
   assert headline['amplified'] is True
   assert made.headline == 'User-level differential privacy: epsilon 0.719 at delta 1e-5'
+
+
+def test_noise_of_clients_has_one_figure(tmp_path):
+  made = _report(tmp_path, _SKELLAM, target=100.0)
+  content = made.to_json()
+  assert content['headline']['accountant'] == 'rdp'
+  assert [bound.accountant for bound in made.claim.bounds] == ['rdp']
+  assert content['zcdp_rho'] is None
+  assert [figure.name for figure in made.figures()] == ['epsilon', 'delta', 'budget']
+  # Of Gaussian noise with the same multiplier on a clip of S' = 1 + 50 / 32767.
+  accountant = rdp.RdpAccountant(range(2, 200))
+  accountant.compose(dp_accounting.GaussianDpEvent(8 / (1 + 50 / 32767)), 16)
+  assert made.claim.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
+  assert made.claim.target_met is True
+  assert 'PLD' not in made.to_markdown()
+
+
+def test_grid_is_in_the_report(tmp_path):
+  sums = _report(tmp_path, _SKELLAM).to_json()['mechanism']['secure_sum']
+  assert sums['inflation'] == pytest.approx(1 + 50 / 32767)
+  assert sums['step'] == pytest.approx(1 / 32767)
+  assert 0 < sums['wrap_probability'] <= 1e-6
+  plain = _report(_below(tmp_path), _SPECS['secure sum'])
+  assert plain.to_json()['mechanism']['secure_sum']['wrap_probability'] == 0
+  # A longer clip under the same noise: 16 rounds of (S' / (z S))^2 / 2.
+  assert plain.claim.rho == pytest.approx(16 * ((1 + 50 / 32767) / 8) ** 2 / 2)
 
 
 def test_no_amplification_is_claimed_without_poisson_sampling(tmp_path):
@@ -273,6 +313,17 @@ def test_known_draws_leave_the_larger_figure(tmp_path):
     ('adaptive', 'then follows the noised 0.5 quantile'),
     ('weak', 'This is weak: an epsilon above 10'),
     ('seeded', 'whoever knows it can subtract it'),
+    ('skellam', 'At least 7 clients whose noise nobody else knows'),
+    ('skellam', 'Central trust, noise of clients'),
+    ('skellam', '| Norm after rounding | at most 1.00153 times the clip norm'),
+    ('skellam', '| Fewest shares of noise | 7'),
+    ('skellam', '2110.04995'),
+    ('skellam', 'difference of two Poisson draws'),
+    ('skellam without noise', 'No noise was added.'),
+    ('secure sum', 'The sum is simulated: the integers reach the server in the clear.'),
+    ('secure sum', 'impossible: no sum reaches the modulus'),
+    ('secure sum', '| Modulus | 2^20, for up to 10 clients |'),
+    ('adaptive secure sum', 'steps of 3.052e-05 clip norms'),
   ],
 )
 def test_words_follow_the_specification(tmp_path, name, said):

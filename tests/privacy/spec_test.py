@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 
+from privacy import skellam
+from privacy.secure_sum import Rounding, SecureSumSpec
 from privacy.spec import Clipping, DpSpec, Mechanism, Relation, Sampling
 
 
@@ -17,6 +19,8 @@ def _spec(**changes):
 
 _POISSON = {'sampling': Sampling.POISSON, 'population_size': 100}
 _SEPARATED = {'sampling': Sampling.MIN_SEPARATION, 'min_separation': 4}
+_SUMS = SecureSumSpec(bits=16, largest_cohort=12, l2_clip_norm=0.5, coordinates=10_000)
+_SKELLAM = {'mechanism': Mechanism.SKELLAM, 'secure_sum': _SUMS, 'smallest_cohort': 8}
 
 
 def test_poisson_samples_amplify_and_others_do_not():
@@ -56,17 +60,72 @@ def test_guarantee_problems_name_what_takes_the_guarantee():
     _spec(**_POISSON),
     _spec(**_SEPARATED, mechanism=Mechanism.TREE, restart_every=8, max_participations=2),
     _spec(clipping=Clipping.ADAPTIVE, relation=Relation.REPLACE_ONE, insecure_seed=0),
+    _spec(secure_sum=dataclasses.replace(_SUMS, rounding=Rounding.STOCHASTIC)),
+    _spec(**_SKELLAM),
   ],
 )
 def test_json_and_back(spec):
   assert DpSpec.from_json(spec.to_json()) == spec
 
 
+def test_json_of_runs_before_secure_sums_is_read():
+  fields = _spec(**_POISSON).to_json()
+  older = {key: fields[key] for key in fields if key not in ('secure_sum', 'smallest_cohort')}
+  assert DpSpec.from_json(older) == _spec(**_POISSON)
+
+
 def test_json_that_is_no_spec_is_refused():
   fields = _spec().to_json()
-  for broken in ({**fields, 'more': 1}, {**fields, 'mechanism': 'magic'}, {'l2_clip_norm': 1.0}):
+  broken_sums = {**fields, 'secure_sum': {'bits': 8}}
+  for broken in (
+    {**fields, 'more': 1}, {**fields, 'mechanism': 'magic'}, {'l2_clip_norm': 1.0}, broken_sums,
+  ):  # fmt: skip
     with pytest.raises(ValueError, match=r'spec|magic'):
       DpSpec.from_json(broken)
+
+
+def test_rounding_inflates_and_the_noise_stays():
+  spec = _spec(secure_sum=_SUMS)
+  assert spec.noise_stddev == _spec().noise_stddev
+  assert _spec().inflation == 1
+  # 1 + sqrt(d) s / (2 S), s = S / 32767.
+  assert spec.inflation == pytest.approx(1 + 50 / 32767)
+  # Where the clip adapts, the grid is in units of the clip.
+  unit = dataclasses.replace(_SUMS, l2_clip_norm=1.0, value_range=1.0)
+  adaptive = _spec(clipping=Clipping.ADAPTIVE, secure_sum=unit)
+  assert adaptive.inflation == pytest.approx(spec.inflation)
+  assert (spec.local_variance, spec.wrap_probability) == (0, 0)
+
+
+def test_shares_of_noise_add_up_in_the_smallest_cohort():
+  spec = _spec(**_SKELLAM)
+  assert spec.local_variance * 8 == pytest.approx((spec.noise_stddev / _SUMS.step) ** 2)
+  # In a projection the sum has the noise of the mean of the production run.
+  fewer = _spec(**_SKELLAM, noise_cohort_size=100, population_size=1000)
+  assert fewer.local_variance == pytest.approx(spec.local_variance / 100)
+
+
+def test_margin_holds_for_the_noise_of_the_largest_cohort():
+  spec = _spec(**_SKELLAM)
+  margin, variance = spec.secure_sum.noise_margin, 12 * spec.local_variance
+  assert margin == skellam.wrap_margin(variance, 10_000, 1e-6)
+  # 6.5 deviations for one in 2e10.
+  assert 6 < margin / variance**0.5 < 7
+  assert 0 < spec.wrap_probability <= 1e-6
+  # A wider modulus has more room than the margin.
+  wide = dataclasses.replace(_SUMS, modulus_bits=spec.secure_sum.sum_bits + 4)
+  assert _spec(**{**_SKELLAM, 'secure_sum': wide}).wrap_probability < 1e-50
+  assert _spec(**{**_SKELLAM, 'noise_multiplier': 0.0}).wrap_probability == 0
+
+
+def test_margin_follows_the_noise():
+  spec = dataclasses.replace(_spec(**_SKELLAM), noise_multiplier=50.0)
+  assert spec == _spec(**{**_SKELLAM, 'noise_multiplier': 50.0})
+  assert spec.secure_sum.sum_bits > _spec(**_SKELLAM).secure_sum.sum_bits
+  assert spec.wrap_probability <= 1e-6
+  few = dataclasses.replace(_SUMS, modulus_bits=_spec(**_SKELLAM).secure_sum.sum_bits)
+  with pytest.raises(ValueError, match='modulus_bits'):
+    _spec(**{**_SKELLAM, 'secure_sum': few, 'noise_multiplier': 50.0})
 
 
 @pytest.mark.parametrize(
@@ -96,6 +155,21 @@ def test_json_that_is_no_spec_is_refused():
     ({**_POISSON, 'min_separation': 3}, 'min_separation'),
     ({'relation': Relation.ADD_OR_REMOVE_ONE}, 'ZERO_OUT_ONE'),
     ({**_SEPARATED, 'relation': Relation.ADD_OR_REMOVE_ONE}, 'ZERO_OUT_ONE'),
+    ({**_SKELLAM, 'secure_sum': None}, 'secure_sum'),
+    ({**_SKELLAM, 'smallest_cohort': None}, 'smallest_cohort'),
+    ({**_SKELLAM, 'smallest_cohort': 0}, 'smallest_cohort'),
+    ({**_SKELLAM, 'smallest_cohort': 11}, 'smallest_cohort'),
+    ({**_SKELLAM, **_POISSON}, 'Poisson|largest_cohort'),
+    ({**_SKELLAM, 'sampling': Sampling.POISSON, 'population_size': 12}, 'Poisson'),
+    ({**_SKELLAM, 'amplified': True}, 'amplified'),
+    ({**_SKELLAM, 'clipping': Clipping.ADAPTIVE}, 'adaptive'),
+    ({**_SKELLAM, 'relation': Relation.ADD_OR_REMOVE_ONE}, 'ZERO_OUT_ONE'),
+    ({'smallest_cohort': 3}, 'SKELLAM'),
+    ({'secure_sum': _SUMS, 'l2_clip_norm': 1.0}, 'l2_clip_norm 1 '),
+    ({'secure_sum': _SUMS, 'clipping': Clipping.ADAPTIVE}, 'l2_clip_norm 1 '),
+    ({'secure_sum': SecureSumSpec(16, 12, value_range=1.0)}, 'got None'),
+    ({'secure_sum': _SUMS, 'clients_per_round': 13}, 'largest_cohort of 12.*13'),
+    ({'secure_sum': _SUMS, **_POISSON}, 'largest_cohort of 12.*100'),
   ],
 )
 def test_what_has_no_guarantee_as_claimed_is_refused(changes, message):

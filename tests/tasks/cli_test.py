@@ -108,6 +108,12 @@ def _other_value(field):
     'public_eval_clients': True,
     'audit_canaries': 9,
     'insecure_seeded_noise': True,
+    'secure_aggregation': True,
+    'secure_bits': 12,
+    'secure_rounding': 'stochastic',
+    'secure_threshold': 8,
+    'secure_coordinates': 1000,
+    'assumed_colluders': 2,
   }
   if field.name in samples:
     return samples[field.name]
@@ -127,6 +133,13 @@ _NEEDED = {
     if field.metadata.get('panel') == 'Privacy'
   },
   'clip_quantile': {**_CENTRAL, 'clip': 'adaptive'},
+  'secure_aggregation': {'l2_clip_norm': 1.0},
+  **dict.fromkeys(
+    ('secure_bits', 'secure_rounding', 'secure_threshold'),
+    {'secure_aggregation': True, 'l2_clip_norm': 1.0},
+  ),
+  'secure_coordinates': {**_CENTRAL, 'secure_aggregation': True},
+  'assumed_colluders': {**_CENTRAL, 'privacy': 'distributed'},
   'sampling': _CENTRAL | {'min_separation': 2},
   'min_separation': _TREE,
   'max_participations': _TREE,

@@ -73,6 +73,46 @@ def test_runs_that_differ_in_privacy_are_labelled_by_it(write):
   ]
 
 
+def test_runs_that_differ_in_their_sums_alone_are_labelled_by_them(write):
+  secure = {'secure_aggregation': True, 'secure_rounding': 'nearest', 'secure_threshold': 7}
+  for private in ({}, {'privacy': 'central', 'target_epsilon': 2.0, 'noise_cohort_size': 1000}):
+    runs = [write(**private), *(write(**private, **secure, secure_bits=bits) for bits in (8, 16))]
+    labels = [group.label for group in comparison.group_runs(runs)]
+    assert labels == ['hetlora (in the clear)', 'hetlora (8 bits)', 'hetlora (16 bits)']
+
+
+def test_runs_that_differ_in_privacy_and_sums_are_labelled_by_both(write):
+  level = {'target_epsilon': 8.0, 'noise_cohort_size': 1000}
+  runs = [
+    write(),
+    write(secure_bits=6),
+    write(privacy='central', **level),
+    write(privacy='central', secure_bits=6, **level),
+  ]
+  central = [group.label for group in comparison.group_runs(runs)]
+  assert central == [
+    'hetlora (not private, in the clear)',
+    'hetlora (no noise, 6 bits)',
+    'hetlora (epsilon 8, in the clear)',
+    'hetlora (epsilon 8, 6 bits)',
+  ]
+  runs.append(write(privacy='distributed', secure_bits=16, **level))
+  both = [group.label for group in comparison.group_runs(runs)]
+  assert both[:2] == central[:2]
+  assert both[2:] == [
+    'hetlora (central, in the clear)',
+    'hetlora (central, 6 bits)',
+    'hetlora (distributed, 16 bits)',
+  ]
+
+
+def test_runs_that_differ_in_their_cohort_alone_have_labels(write):
+  level = {'privacy': 'central', 'target_epsilon': 2.0}
+  runs = [write(**level), write(**level, noise_cohort_size=1000)]
+  labels = [group.label for group in comparison.group_runs(runs)]
+  assert labels == ['hetlora (epsilon 2)', 'hetlora (epsilon 2, 1,000 a round)']
+
+
 def test_private_runs_that_differ_in_more_are_labelled_by_that(write):
   private = {'privacy': 'central', 'target_epsilon': 2.0}
   runs = [write(**private, l2_clip_norm=0.5), write(**private, l2_clip_norm=1.0)]

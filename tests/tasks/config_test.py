@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tasks import config, methods
+from tasks import config, config_files, methods
 from tasks.errors import UserError
 
 _KEYS = [field.name for field in dataclasses.fields(config.RunConfig)]
@@ -18,7 +18,7 @@ def _write(tmp_path, content):
 
 
 def test_defaults_run_the_embedded_model_on_the_default_task():
-  resolved = config.resolve(None, {})
+  resolved = config_files.resolve(None, {})
   assert resolved == config.RunConfig()
   assert (resolved.task, resolved.backbone) == ('docstring_summarization', 'embedded')
   assert resolved.targets == ('query', 'value')
@@ -26,7 +26,7 @@ def test_defaults_run_the_embedded_model_on_the_default_task():
 
 def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path):
   path = _write(tmp_path, {'rounds': 7, 'alpha': 8, 'targets': ['key'], 'max_rank': 9})
-  resolved = config.resolve(path, {'rounds': 3})
+  resolved = config_files.resolve(path, {'rounds': 3})
   assert (resolved.rounds, resolved.max_rank, resolved.seed) == (3, 9, 0)
   assert resolved.targets == ('key',)
   assert type(resolved.alpha) is float
@@ -41,7 +41,7 @@ def test_what_is_kept_reads_back_the_same(tmp_path):
     rank_assignment='tiers',
     rank_tiers={4: 0.25, 16: 0.75},
   )
-  assert config.from_json(_write(tmp_path, original.to_json())) == original
+  assert config_files.from_json(_write(tmp_path, original.to_json())) == original
   assert sorted(original.to_json()) == sorted(_KEYS)
 
 
@@ -72,7 +72,7 @@ def test_what_is_kept_reads_back_the_same(tmp_path):
 def test_wrong_file_is_one_line_that_names_file_and_key(tmp_path, content, message):
   path = _write(tmp_path, content)
   with pytest.raises(UserError) as caught:
-    config.resolve(path, {})
+    config_files.resolve(path, {})
   assert message in str(caught.value)
   assert 'run.json' in str(caught.value)
   assert '\n' not in str(caught.value)
@@ -81,13 +81,13 @@ def test_wrong_file_is_one_line_that_names_file_and_key(tmp_path, content, messa
 def test_file_that_is_not_text_is_named(tmp_path):
   (tmp_path / 'run.json').write_bytes(b'\xff\xfe\x00')
   with pytest.raises(UserError, match=r'run\.json is not JSON'):
-    config.resolve(tmp_path / 'run.json', {})
+    config_files.resolve(tmp_path / 'run.json', {})
 
 
 @pytest.mark.parametrize('name', ['missing.json', '.'])
 def test_unreadable_file_is_named(tmp_path, name):
   with pytest.raises(UserError, match='Cannot read'):
-    config.resolve(tmp_path / name, {})
+    config_files.resolve(tmp_path / name, {})
 
 
 _OUT_OF_RANGE = [
@@ -131,7 +131,13 @@ _OUT_OF_RANGE = [
   ('decode_examples', -1),
   ('concurrent_clients', -1),
   ('targets', ()),
-  ('privacy', 'distributed'),
+  ('privacy', 'local'),
+  ('secure_bits', 1),
+  ('secure_bits', 33),
+  ('secure_rounding', 'up'),
+  ('secure_threshold', 1),
+  ('secure_coordinates', 0),
+  ('assumed_colluders', -1),
   ('noise_multiplier', -0.1),
   ('l2_clip_norm', 0.0),
   ('clip', 'none'),
@@ -205,32 +211,34 @@ def run_fixture(tmp_path):
 
 def test_resumed_run_keeps_its_configuration(run):
   directory, kept = run
-  assert config.resolve_resumed(directory, None, {}) == kept
+  assert config_files.resolve_resumed(directory, None, {}) == kept
   again = {'seed': 3, 'targets': ('query',)}
-  assert config.resolve_resumed(directory, None, again) == kept
-  more = config.resolve_resumed(directory, None, {'rounds': 9})
+  assert config_files.resolve_resumed(directory, None, again) == kept
+  more = config_files.resolve_resumed(directory, None, {'rounds': 9})
   assert more == dataclasses.replace(kept, rounds=9)
 
 
 def test_changed_option_of_a_resumed_run_is_refused(run, tmp_path):
   directory, _ = run
   with pytest.raises(UserError, match=r'--seed: .* has 3'):
-    config.resolve_resumed(directory, None, {'seed': 4})
+    config_files.resolve_resumed(directory, None, {'seed': 4})
   with pytest.raises(UserError, match='--alpha: '):
-    config.resolve_resumed(directory, _write(tmp_path, {'alpha': 1.5}), {})
+    config_files.resolve_resumed(directory, _write(tmp_path, {'alpha': 1.5}), {})
   with pytest.raises(UserError, match=r'--resume: .* holds no run'):
-    config.resolve_resumed(directory / 'nothing', None, {})
+    config_files.resolve_resumed(directory / 'nothing', None, {})
 
 
 def test_null_in_a_resumed_runs_file_asks_for_nothing(run, tmp_path):
   directory, kept = run
   path = _write(tmp_path, {'prune_decay': None})
-  assert config.resolve_resumed(directory, path, {}) == kept
+  assert config_files.resolve_resumed(directory, path, {}) == kept
 
 
 def _private_fields():
   fields = dataclasses.fields(config.RunConfig)
-  return [field for field in fields if field.metadata.get('panel') == 'Privacy']
+  return [
+    field for field in fields if field.metadata.get('panel') in ('Privacy', 'Secure aggregation')
+  ]
 
 
 # A `config.json` as release 0.1 wrote it.
@@ -267,20 +275,21 @@ _BEFORE_METHODS = {
 
 def test_runs_from_before_there_were_methods_can_be_read_and_resumed(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(_BEFORE_METHODS))
-  read = config.from_json(tmp_path / 'config.json')
+  read = config_files.from_json(tmp_path / 'config.json')
   assert {**read.to_json(), 'targets': ['query', 'value']}.items() >= _BEFORE_METHODS.items()
   assert (read.method, read.rank_dynamics) == ('hetlora', 'self_pruning')
   assert read.rank_assignment == 'power_law'
-  assert config.resolve_resumed(tmp_path, None, {'rounds': 20}).rounds == 20
+  assert config_files.resolve_resumed(tmp_path, None, {'rounds': 20}).rounds == 20
 
 
 @pytest.mark.parametrize('method', list(methods.METHODS))
 def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, tmp_path):
   settled = config.RunConfig(method=method)
-  assert config.from_json(_write(tmp_path, settled.to_json())) == settled
-  assert config.from_values('x', {'method': method, 'max_rank': None}) == settled
+  assert config_files.from_json(_write(tmp_path, settled.to_json())) == settled
+  assert config_files.from_values('x', {'method': method, 'max_rank': None}) == settled
   without = {key for key, value in settled.to_json().items() if value is None}
-  assert without >= {field.name for field in _private_fields()} - {'privacy', 'sampling'}
+  always = {'privacy', 'sampling', 'secure_aggregation'}
+  assert without >= {field.name for field in _private_fields()} - always
   without -= {field.name for field in _private_fields()}
   assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
     {
@@ -350,9 +359,9 @@ def test_text_of_another_form_names_option_and_form():
 
 def test_what_is_no_object_of_keys_is_named_with_its_source():
   with pytest.raises(UserError, match=r'suite\.json, run 3 must hold a JSON object'):
-    config.from_values('suite.json, run 3', [1])
+    config_files.from_values('suite.json, run 3', [1])
   with pytest.raises(UserError, match=r"suite\.json, run 3: unknown key 'names'"):
-    config.from_values('suite.json, run 3', {'names': 1})
+    config_files.from_values('suite.json, run 3', {'names': 1})
 
 
 def test_a_method_may_have_a_usual_value_of_its_own():

@@ -14,7 +14,7 @@ from tasks.checkpoints import RunState
 from tasks.config import RunConfig
 from tasks.errors import UserError
 
-_CLIENTS = 40
+_CLIENTS, _COORDINATES = 40, 1000
 
 
 @pytest.fixture(name='open_guard')
@@ -24,7 +24,7 @@ def open_guard_fixture(tmp_path):
   def open_guard(state=None, **changes):
     settings = {'privacy': 'tree', 'min_separation': 4, 'noise_multiplier': 1.0, **changes}
     config = RunConfig(clients_per_round=5, rounds=8, **settings)
-    config = dp_settings.settle(config, _CLIENTS)
+    config = dp_settings.settle(config, _CLIENTS, _COORDINATES)
     guard = privacy_guard.build_guard(config, _CLIENTS, tmp_path)
     guard.open(state)
     return guard
@@ -161,14 +161,14 @@ def test_budget_stops_before_the_round_that_would_pass_it(tmp_path, kind):
     privacy=kind, min_separation=separation, noise_multiplier=1.0, clients_per_round=5, rounds=8,
     delta=0.001,
   )  # fmt: skip
-  spec = dp_settings.spec_of(dp_settings.settle(config, _CLIENTS))
+  spec = dp_settings.spec_of(dp_settings.settle(config, _CLIENTS, _COORDINATES))
   # In a fifth round clients of the first come again: up to it a tree's cost only grows by nodes.
   cost = [
     accounting.claimed_epsilon(spec, events.planned(spec, number), 0.001) for number in range(1, 9)
   ]
   last = max(number for number in range(1, 9) if cost[number - 1] <= cost[3])
   settings = {**config.to_json(), 'target_epsilon': cost[3] * 1.0001}
-  config = dp_settings.settle(RunConfig(**settings), _CLIENTS)
+  config = dp_settings.settle(RunConfig(**settings), _CLIENTS, _COORDINATES)
   guard = privacy_guard.build_guard(config, _CLIENTS, tmp_path)
   guard.open(None)
   number = 1

@@ -40,6 +40,16 @@ _PRIVATE_CHOICES = {
   'noise_cohort_size': (None, 1000),
   'noise_matrix': (None, 'tree', 'banded'),
 }
+_SECURE_CHOICES = {
+  'method': tuple(methods.METHODS),
+  'privacy': ('none', 'central', 'distributed'),
+  'secure_aggregation': (None, True),
+  'l2_clip_norm': (None, 1.0),
+  'weights': (None, 'module', 'uniform', 'examples'),
+  'padding': (None, 'state'),
+  'sampling': (None, 'fixed', 'minsep'),
+  'rank_dynamics': (None, 'tier'),
+}
 
 
 def _needed(given):
@@ -48,21 +58,29 @@ def _needed(given):
     yield 'rank_tiers', {4: 1.0}
   if given.get('rank_assignment') == 'file':
     yield 'rank_file', 'ranks.csv'
-  if given.get('privacy'):
+  if given.get('l2_clip_norm') and given['privacy'] == 'none' and given['weights'] == 'module':
+    yield 'weight_reference', 0.1
+  if given.get('privacy', 'none') != 'none':
     yield 'noise_multiplier', 1.0
     if given['privacy'] == 'tree' or given['sampling'] == 'minsep':
       yield 'min_separation', 2
     if given['weights'] in ('module', 'model'):
       yield 'weight_reference', 0.1
-    if given['noise_cohort_size']:
+    if given.get('noise_cohort_size'):
       yield 'population_size', 10**5
 
 
 def test_all_that_rules_look_at_is_tried():
-  assert {key for rule in RULES for key in rule.when} == {*_CHOICES, *_PRIVATE_CHOICES}
+  assert {key for rule in RULES for key in rule.when} == {
+    *_CHOICES, *_PRIVATE_CHOICES, *_SECURE_CHOICES
+  }  # fmt: skip
 
 
-@pytest.mark.parametrize('choices', [_CHOICES, _PRIVATE_CHOICES], ids=['open', 'private'])
+@pytest.mark.parametrize(
+  'choices',
+  [_CHOICES, _PRIVATE_CHOICES, _SECURE_CHOICES],
+  ids=['open', 'private', 'secure'],
+)
 def test_whatever_is_allowed_for_some_keys_leaves_something_for_the_others(choices):
   """No two rules leave a key without a value, for any choice that they look at."""
   settled = 0

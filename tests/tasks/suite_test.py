@@ -14,7 +14,7 @@ import types
 
 import pytest
 
-from tasks import config, methods, program_loader, suite
+from tasks import config_files, methods, program_loader, suite
 from tasks.errors import UserError
 from tests.integration import tiny_world
 
@@ -74,7 +74,7 @@ def test_does_all_runs_seed_by_seed_each_in_a_process(file, tmp_path, trained):
   assert directories == [tmp_path / 'out/runs' / name for name in _NAMES]
   assert [call['name'] for call in trained()] == _NAMES
   assert len({call['pid'] for call in trained()} | {os.getpid()}) == 5
-  two = config.from_json(tmp_path / 'out/runs/two-seed1/config.json')
+  two = config_files.from_json(tmp_path / 'out/runs/two-seed1/config.json')
   assert (two.method, two.max_rank, two.seed, two.rounds) == ('svd', 8, 1, 4)
 
 
@@ -216,6 +216,18 @@ def test_the_suite_of_privacy_has_every_method_at_every_epsilon_and_cohort(tmp_p
   assert len(levels) == len(private) == 3 * 3 * 2
   assert {run.population_size / run.noise_cohort_size for run in private} == {100}
   assert {run.eval_split for run in runs} == {'validation'}
+
+
+def test_the_suite_of_bits_has_every_arm_at_every_number_of_bits(tmp_path):
+  runs = [run.config for run in suite.plan(_SUITES / 'secure_bits.json', tmp_path)]
+  arms = {(run.privacy, run.secure_bits) for run in runs}
+  secure = {(arm, bits) for arm in ('none', 'central', 'distributed') for bits in (6, 8, 12, 16)}
+  assert arms == secure | {('none', None), ('central', None)}
+  assert len(runs) == len(arms)
+  assert {run.target_epsilon for run in runs if run.privacy != 'none'} == {8.0}
+  # Otherwise an arm would differ from what sums in the clear in more than its sums.
+  for key in ('weights', 'padding', 'rank_dynamics', 'l2_clip_norm', 'sampling', 'eval_split'):
+    assert len({getattr(run, key) for run in runs}) == 1, key
 
 
 def test_what_a_run_filled_in_is_no_difference(file, tmp_path, trained):

@@ -11,7 +11,7 @@ from privacy.ledger import Ledger
 from tasks import dp_settings
 from tasks.config import RunConfig
 
-CLIENTS = 250
+CLIENTS, COORDINATES = 250, 10_000
 _CENTRAL = {'privacy': 'central', 'noise_multiplier': 1.0, 'delta': 1e-4}
 _TREE = {
   'privacy': 'tree', 'noise_multiplier': 6.0, 'delta': 1e-4, 'min_separation': 5,
@@ -55,7 +55,7 @@ def write(
     The directory.
   """
   config = RunConfig(rounds=max(1, rounds), **{**KINDS[kind], **settings})
-  config = dp_settings.settle(config, config.population_size or CLIENTS)
+  config = dp_settings.settle(config, config.population_size or CLIENTS, COORDINATES)
   directory.mkdir(parents=True)
   write_json(directory / 'config.json', config.to_json())
   write_json(

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from hypothesis import strategies as st
 
-from hetlora_tff.aggregation.weights_inside import NoisedDenominatorFactory, WeightInsideFactory
+from hetlora_tff.aggregation.weights_inside import SummedDenominatorFactory, WeightInsideFactory
 from privacy import DpSpec, build_dp_aggregator, build_dp_sum
 from privacy.clipping import clip_to_norm
 
@@ -62,7 +62,7 @@ def _noised(weight_type, inner=None, clip=None, floor=0.5):
     inner or build_dp_sum(DpSpec(0.0, 1.0, 1.0)), server_measurement_fn=lambda record: record
   )
   clip = clip or clip_to_norm(CLIP)
-  factory = NoisedDenominatorFactory(inner, NORMALISER, clip, CLIP, SCALE, floor)
+  factory = SummedDenominatorFactory(inner, NORMALISER, clip, CLIP, SCALE, floor)
   return factory.create(VALUE, weight_type)
 
 
@@ -217,7 +217,7 @@ def test_a_noised_denominator_names_the_argument(name):
   numbers = dict.fromkeys(('normaliser', 'l2_clip_norm', 'denominator_scale', 'floor'), 1.0)
   numbers[name] = -1.0
   with pytest.raises(ValueError, match=name):
-    NoisedDenominatorFactory(tff.aggregators.SumFactory(), clip=_identity, **numbers)
+    SummedDenominatorFactory(tff.aggregators.SumFactory(), clip=_identity, **numbers)
 
 
 @pytest.mark.parametrize('factory', [_inside, _noised])

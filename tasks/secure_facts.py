@@ -1,0 +1,58 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the settings of a run say about its secure sums, for its output and its reports.
+
+No TensorFlow here: a report is written where there is none.
+"""
+
+from tasks import dp_settings
+from tasks.config import RunConfig
+
+_NONE = (
+  'None: neither a protocol nor a simulation of one. Each update reaches the server by itself.'
+)
+_SIMULATED = (
+  'Simulated: updates and measurements are integers that are summed modulo a power of two, as a'
+  ' protocol would, in one process that holds each of them; privacy.secagg has a protocol. Until it'
+  ' or another one runs between devices and server, the server is trusted with single updates.'
+)
+# Nobody needs to know how much less.
+_LEAST_PROBABILITY = 1e-30
+
+
+def describe(config: RunConfig) -> list[str]:
+  """Sentences on the grid, the modulus and the cohorts of a settled run."""
+  if not config.secure_aggregation:
+    return [_NONE]
+  sentences = [_SIMULATED, grid(config)]
+  if config.sampling == 'poisson':
+    sentences.append(
+      'Cohorts have any size, as amplification by sampling needs it: a protocol, which gives up'
+      ' below a threshold and sees who is there, would not have the amplified figures.'
+    )
+  else:
+    sentences.append(
+      f'At least {config.secure_threshold} of {config.clients_per_round} clients must be in a sum'
+      ' that is opened.'
+    )
+  return sentences
+
+
+def grid(config: RunConfig) -> str:
+  """How numbers become integers of secure sums, and what that changes; empty for plain sums."""
+  spec = dp_settings.secure_sum(config)
+  if spec is None:
+    return ''
+  wraps = 'no sum can wrap around'
+  if config.privacy == 'distributed':
+    probability = max(dp_settings.spec_of(config).wrap_probability, _LEAST_PROBABILITY)
+    wraps = f'noise makes one wrap around with a probability of at most {probability:.1g} a round'
+  # In units of an update; a record of a run without privacy is in units of the clip.
+  unit = config.l2_clip_norm / (spec.levels * spec.step)
+  clients = config.clients_per_round
+  moved = unit * spec.error_of_sum(clients)
+  return (
+    f'Secure sums (simulated): {spec.bits} bits a number, {spec.rounding.value} rounding in steps'
+    f' of {unit * spec.step:.2g}, which moves a number of the mean of {clients} clients by at most'
+    f' {moved / clients:.2g}; modulo 2^{spec.sum_bits}, where {wraps}.'
+  )

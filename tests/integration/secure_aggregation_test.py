@@ -1,0 +1,213 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whole processes with secure sums: what the server sees, and how little rounding changes."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import privacy
+from tasks import dp_settings, program, registry
+from tasks.errors import UserError
+from tasks.experiment import Experiment
+from tests.integration import tiny_world
+
+_CLIP = 0.5
+_CLIPPED = {
+  'l2_clip_norm': _CLIP,
+  'weights': 'uniform',
+  'padding': 'update',
+  'rank_dynamics': 'fixed',
+  'decode_examples': 0,
+}
+_SECURE = {**_CLIPPED, 'secure_aggregation': True}
+_NOISED = {'noise_multiplier': 0.5, 'delta': 0.01, 'l2_clip_norm': _CLIP, 'decode_examples': 0}
+_CENTRAL = {**_NOISED, 'privacy': 'central', 'secure_aggregation': True}
+_DISTRIBUTED = {**_NOISED, 'privacy': 'distributed'}
+_TIERS = {
+  'rank_dynamics': 'tier', 'rank_tiers': {1: 0.5, 4: 0.5}, 'max_rank': 8, 'rank_exponent': None,
+  'min_rank': None, 'rank_assignment': None,
+}  # fmt: skip
+_FLAGSHIP = {**_CENTRAL, **_TIERS, 'weights': 'module', 'weight_reference': 0.05}
+
+
+@pytest.fixture(scope='module', name='preset')
+def preset_fixture(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(registry, 'TASKS', tiny_world.TASKS)
+    patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
+
+
+def _experiment(preset, **changes):
+  return Experiment(tiny_world.run_config(preset, **changes))
+
+
+def _round(experiment, process, cohort=(0, 1, 2)):
+  data = experiment.client_data(list(cohort), experiment.initial_ranks, 1)
+  return process.next(process.initialize(), data)
+
+
+def _numbers(state):
+  return [np.asarray(t) for t in tf.nest.flatten(state.global_model_weights.trainable)]
+
+
+@pytest.fixture(scope='module', name='rounds')
+def rounds_fixture(preset, tff_runtime):
+  """Weights and metrics after one round, with plain sums and with secure ones."""
+  del tff_runtime
+  rounds = {}
+  for name, settings in (('plain', _CLIPPED), ('secure', _SECURE)):
+    experiment = _experiment(preset, **settings)
+    output = _round(experiment, experiment.build_process())
+    rounds[name] = _numbers(output.state), output.metrics
+  return rounds
+
+
+def test_secure_and_plain_round_agree_within_the_printed_bound(preset, rounds):
+  spec = dp_settings.secure_sum(_experiment(preset, **_SECURE).config)
+  bound = _CLIP * spec.error_of_sum(3) / 3
+  (plain, _), (secure, _) = rounds['plain'], rounds['secure']
+  apart = max(np.abs(p - s).max() for p, s in zip(plain, secure, strict=True))
+  moved = max(np.abs(p).max() for p in plain)
+  assert 0 < apart <= bound + 2e-7 * moved
+  assert apart < 1e-3 * moved
+
+
+def test_secure_measurements_are_those_of_plain_sums(rounds):
+  plain, secure = rounds['plain'][1]['client_work'], rounds['secure'][1]['client_work']
+  assert plain.keys() == secure.keys()
+  for name, value in plain.items():
+    if name == 'loss':
+      np.testing.assert_allclose(secure[name], value, rtol=1e-6)
+    else:
+      np.testing.assert_array_equal(secure[name], value, err_msg=name)
+  assert secure['predictions'] > 0
+  assert secure['trained_clients'] == 3
+
+
+def _check_secure(process):
+  tff.test.assert_not_contains_unsecure_aggregation(process.next)
+  learning = process.as_learning_process()
+  tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(learning.next)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    _SECURE,
+    {**_SECURE, 'weights': 'module', 'weight_reference': 0.1},
+    {**_CENTRAL, 'clip': 'adaptive', 'noise_multiplier': 0.1},
+    _DISTRIBUTED,
+    _FLAGSHIP,
+  ],
+  ids=['secure', 'module_weights', 'adaptive', 'distributed', 'flagship'],
+)
+def test_process_sums_nothing_in_the_clear_and_lowers(preset, settings):
+  _check_secure(_experiment(preset, **settings).build_process())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['homlora', 'naive', 'coverage', 'ffa', 'rolora', 'full'])
+@pytest.mark.parametrize(
+  'settings', [_SECURE, _CENTRAL, _DISTRIBUTED], ids=['secure', 'central', 'distributed']
+)
+def test_every_method_that_sums_updates_can_be_secure(preset, method, settings):
+  given = {**settings, 'method': method}
+  if method in ('homlora', 'full'):
+    for key in ('padding', 'rank_dynamics'):
+      given.pop(key, None)
+  if method == 'coverage':
+    given |= _TIERS
+  experiment = _experiment(preset, **given)
+  process = experiment.build_process()
+  _check_secure(process)
+
+
+def test_a_plain_process_does_not_pass_for_a_secure_one(preset):
+  process = _experiment(preset, **_CLIPPED).build_process()
+  with pytest.raises(AssertionError):
+    tff.test.assert_not_contains_unsecure_aggregation(process.next)
+
+
+@pytest.fixture(scope='module', name='flagship')
+def flagship_fixture(preset, tmp_path_factory):
+  """A finished run with tiers, padded updates, weights, noise and secure sums in one process."""
+  directory = tmp_path_factory.mktemp('flagship') / 'run'
+  config = tiny_world.run_config(preset, **_FLAGSHIP)
+  program.train(config, directory, resume=False, command=['hetlora', 'train'])
+  return directory
+
+
+def test_flagship_has_the_noise_that_it_is_accounted_for(preset, tff_runtime):
+  """Nobody is there: what is left is noise, in the rows that a device holds."""
+  del tff_runtime
+  experiment = _experiment(preset, **_FLAGSHIP)
+  process = experiment.build_process().as_learning_process()
+  start = process.initialize()
+  deviations = []
+  for _ in range(4):
+    after = _numbers(process.next(start, []).state)
+    noise = [a - b for a, b in zip(after, _numbers(start), strict=True)]
+    held = [n[:4] if n.shape[0] == 8 else n[:, :4] for n in noise]
+    assert all(np.count_nonzero(n) == h.size for n, h in zip(noise, held, strict=True))
+    deviations.append(np.concatenate([h.ravel() for h in held]))
+  config = experiment.config
+  spec = dp_settings.spec_of(config)
+  expected = spec.noise_stddev / (config.clients_per_round * config.mean_weight)
+  found = np.concatenate(deviations).std()
+  # Of 4 x 4,096 draws: five standard errors are 2.8 %.
+  assert found == pytest.approx(expected, rel=0.03)
+  assert spec.noise_stddev == pytest.approx(0.5 * _CLIP)
+  assert spec.inflation > 1.0
+
+
+def test_flagship_is_accounted_with_what_rounding_adds(preset, flagship):
+  report = json.loads((flagship / 'privacy_report.json').read_text())
+  ledger = privacy.Ledger(flagship / 'ledger.jsonl')
+  spec = ledger.spec
+  assert spec.secure_sum.rounding is privacy.Rounding.CONDITIONAL
+  # Four rows of every module: query and value of two layers, 32 x 32.
+  assert spec.secure_sum.coordinates == 4 * 2 * 2 * (tiny_world.WIDTH + tiny_world.WIDTH)
+  event = ledger.event(amplified=True)
+  alone = dataclasses.replace(spec, secure_sum=None, noise_multiplier=0.5 / spec.inflation)
+  expected = privacy.events.run_event(alone, 2, amplified=True)
+  assert privacy.epsilon(event, 0.01) == pytest.approx(privacy.epsilon(expected, 0.01), rel=1e-6)
+  assert report['headline']['epsilon'] == pytest.approx(privacy.epsilon(event, 0.01), rel=1e-3)
+  assert 'Simulated' in report['secure_aggregation']
+
+
+def test_distributed_run_is_accounted_before_it_begins(preset, tmp_path):
+  config = tiny_world.run_config(preset, **_DISTRIBUTED)
+  program.train(config, tmp_path / 'run', resume=False, command=['hetlora', 'train'])
+  ledger = privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl')
+  assert ledger.spec.mechanism is privacy.Mechanism.SKELLAM
+  # Of three clients, all must be there; and their noise together is that of the specification.
+  assert ledger.spec.smallest_cohort == 3
+  report = json.loads((tmp_path / 'run' / 'privacy_report.json').read_text())
+  expected = privacy.epsilon(ledger.event(amplified=False), 0.01, accountant='rdp')
+  assert report['headline']['epsilon'] == pytest.approx(expected, rel=1e-3)
+  with open(tmp_path / 'run' / 'metrics.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['train_loss'] for row in rows] == ['', '', '']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({**_CENTRAL, 'secure_coordinates': 10}, '--secure-coordinates 10: a client may change '),
+    (
+      {**_DISTRIBUTED, 'secure_bits': 24},
+      "--privacy distributed: A client's share of the noise has a variance of 5.86e+12 ",
+    ),
+  ],
+)
+def test_what_no_secure_sum_serves_is_refused_before_the_first_round(preset, changes, message):
+  with pytest.raises(UserError) as caught:
+    _experiment(preset, **changes)
+  assert str(caught.value).startswith(message)
