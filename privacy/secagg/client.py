@@ -54,12 +54,12 @@ class Client:
     spec.check_verify_keys(verify_keys)
     if (spec.mode is Mode.MALICIOUS) != (signing_key is not None):
       raise ValueError(f'`signing_key` is needed in MALICIOUS mode only; it is {spec.mode}.')
-    if signing_key is not None and verify_keys:
-      if primitives.verify_key(signing_key) != verify_keys[client_id]:
-        raise ValueError(f'`signing_key` is not that of client {client_id} in `verify_keys`.')
+    trusted = verify_keys or {}
+    if signing_key is not None and primitives.verify_key(signing_key) != trusted[client_id]:
+      raise ValueError(f'`signing_key` is not that of client {client_id} in `verify_keys`.')
     self._spec, self._id, self._session = spec, client_id, session
     self._context = spec.context(session)
-    self._signing_key, self._verify_keys = signing_key or b'', verify_keys or {}
+    self._signing_key, self._verify_keys = signing_key or b'', trusted
     self._phases = [*spec.phases, Phase.DONE]
     self._cipher_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
     self._seed = os.urandom(shamir.SECRET_BYTES)

@@ -4,6 +4,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -184,6 +185,10 @@ def test_a_module_with_a_rank_of_its_own_is_trained_up_to_it(select):
   numbers = 4 * (3 + 5) + 2 * (5 + 2)
   assert metrics['client_work']['trained_parameters'] == numbers
   assert process.sizes.slice(4) == process.sizes.upload(1) == 4 * numbers
+  # Masked numbers of 19 bits fill whole bytes together.
+  masked = dataclasses.replace(process.sizes, upload_bits=19)
+  assert masked.upload(1) == math.ceil(19 * numbers / 8)
+  assert masked.download(1) == process.sizes.download(1)
 
 
 def test_initial_a_is_gaussian_of_unit_input_scale():

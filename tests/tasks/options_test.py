@@ -5,7 +5,7 @@
 import pytest
 
 from tasks.errors import UserError
-from tasks.options import AllBut, Limit, Rule, as_flag, option, settle
+from tasks.options import AllBut, Anything, Limit, Rule, as_flag, option, settle
 
 _RULES = (
   Rule('drink', Limit(('tea', 'milk', 'water'), 'has no bar'), {'place': ('home',)}),
@@ -87,3 +87,14 @@ def test_all_but_one_value():
 def test_flag_of_a_value(value, words):
   assert option('a_key') == '--a-key'
   assert as_flag('a_key', value) == words
+
+
+def test_a_key_may_be_free_and_have_another_default_than_elsewhere():
+  rules = (Rule('drink', Limit(Anything(None), 'sells nothing'), {'place': ('street',)}),)
+
+  def drink(place, given):
+    return settle({'place': place, 'drink': given}, {'drink': 'wine'}, rules)['drink']
+
+  assert drink('street', None) is None
+  assert drink('street', 'cocoa') == 'cocoa'
+  assert drink('home', None) == 'wine'

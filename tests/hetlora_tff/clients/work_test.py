@@ -20,7 +20,7 @@ RANKS = [1, 3, 4]
 DATA = [toy_model.examples(seed, number) for seed, number in ((1, 3), (2, 0), (3, 5))]
 
 
-def build(model=None, rate=0.01):
+def build(model=None, rate=0.01, client_sums=None):
   return HetLoraClientWork(
     training_lib.build_train_on_client(
       model or toy_model.LinearModel(),
@@ -32,7 +32,8 @@ def build(model=None, rate=0.01):
         weights=ClientWeighting.MODULE,
       ),
       tff.learning.optimizers.build_sgdm(rate),
-    )
+    ),
+    client_sums,
   )
 
 
@@ -89,6 +90,24 @@ def test_measurements_are_sums_over_the_clients(work):
   alone = [_run(work.next, [d], [r])['measurements'] for r, d in zip(RANKS, DATA, strict=True)]
   for name in ('loss', 'rank_histogram', 'pruned_clients'):
     np.testing.assert_allclose(measurements[name], sum(m[name] for m in alone), rtol=1e-6)
+
+
+def test_measurements_can_be_summed_otherwise_or_not_at_all():
+  secure = tff.aggregators.SecureSumFactory(100)
+  some = build(client_sums={'steps': secure, 'rank_histogram': secure})
+  tff.test.assert_not_contains_unsecure_aggregation(some.next)
+  measured = some.next.type_signature.result['measurements'].member
+  assert [name for name, _ in tff.structure.iter_elements(measured)] == ['steps', 'rank_histogram']
+  assert _run(build(client_sums={}).next)['measurements'] == ()
+  with pytest.raises(AssertionError):
+    tff.test.assert_not_contains_unsecure_aggregation(build().next)
+
+
+def test_a_sum_with_a_state_is_refused():
+  bound = tff.aggregators.PrivateQuantileEstimationProcess.no_noise(1.0, 0.5, 0.1)
+  adaptive = tff.aggregators.SecureSumFactory(bound)
+  with pytest.raises(ValueError, match="sum of 'loss' must have no state"):
+    build(client_sums={'loss': adaptive})
 
 
 def test_types(work):
