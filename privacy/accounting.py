@@ -191,7 +191,8 @@ def calibrate(spec: DpSpec, rounds: int, target_epsilon: float, delta: float) ->
   """The spec with the least noise that keeps a run within a budget.
 
   Args:
-    spec: its noise multiplier is ignored. A projection is calibrated as the run it projects to.
+    spec: its noise multiplier only has to be possible with the rest, or 0. A projection is
+      calibrated as the run it projects to.
     rounds: of the run, at least 1, each of which starts once.
     target_epsilon: the budget, positive.
     delta: in (0, 1).
@@ -206,11 +207,13 @@ def calibrate(spec: DpSpec, rounds: int, target_epsilon: float, delta: float) ->
   if rounds < 1 or not 0 < target_epsilon < math.inf:
     raise ValueError(f'Needs a round and a budget, got {rounds} rounds at {target_epsilon}.')
   _check_delta(delta)
-  parts = _parts(_claimed_event(dataclasses.replace(spec, noise_multiplier=1.0), rounds))
+  spec = dataclasses.replace(spec, noise_multiplier=spec.noise_multiplier or 1.0)
+  parts = _parts(_claimed_event(spec, rounds))
   claiming = claiming_accountant(spec)
 
   def excess(log_multiplier: float, accountant: Accountant = claiming) -> float:
-    (bound,) = _epsilons(parts.under(math.exp(log_multiplier)), [delta], accountant)
+    times = math.exp(log_multiplier) / spec.noise_multiplier
+    (bound,) = _epsilons(parts.under(times), [delta], accountant)
     # Nearly a straight line, but for an epsilon of 0.
     return math.log(max(bound, target_epsilon * 1e-3) / target_epsilon)
 

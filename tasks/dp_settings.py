@@ -15,6 +15,8 @@ from tasks import samplers, secure_settings
 from tasks.config import RunConfig
 from tasks.errors import UserError
 
+# With the least noise that is looked for, a grid that serves some noise is not refused.
+_LEAST_NOISE = 1e-3
 # All that may change when a run is resumed.
 _FREE_KEYS = ('rounds',)
 _MECHANISMS = {
@@ -162,9 +164,10 @@ def _check_feasible(config: RunConfig) -> None:
 
 def _calibrated(config: RunConfig) -> float:
   """The smallest noise that keeps all rounds within the target."""
+  possible = _LEAST_NOISE if config.privacy == 'distributed' else 1.0
   try:
     spec = accounting.calibrate(
-      _spec(config, 1.0), config.rounds, config.target_epsilon, config.delta
+      _spec(config, possible), config.rounds, config.target_epsilon, config.delta
     )
   except ValueError as error:
     raise UserError(f'--target-epsilon {config.target_epsilon:g}: {error}') from error

@@ -125,7 +125,7 @@ def _checks(
 ) -> tuple[list[str], list[str]]:
   """What voids a claim, and what was compared and held."""
   if config.privacy == 'none':
-    return ['The run had no privacy mechanism: no update was clipped and no noise added.'], []
+    return ['The run had no privacy mechanism: no noise was added.'], []
   if ledger is None:
     return ['There is no ledger.jsonl, so nothing tells which rounds were started.'], []
   problems, checks = [], []
@@ -242,7 +242,8 @@ def _withheld(table: plots.Table) -> dict[str, str]:
 
 def _weighting(config: RunConfig) -> str:
   if config.privacy == 'none':
-    return f'{config.weights}; nothing bounds what one client changes'
+    bound = 'nothing bounds' if config.l2_clip_norm is None else 'a clip alone bounds'
+    return f'{config.weights}; {bound} what one client changes'
   if config.method == 'coverage':
     return (
       'each row is divided by the expected number of clients of a round that hold it, a public'

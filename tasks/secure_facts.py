@@ -21,10 +21,13 @@ _LEAST_PROBABILITY = 1e-30
 
 
 def describe(config: RunConfig) -> list[str]:
-  """Sentences on the grid, the modulus and the cohorts of a settled run."""
+  """Sentences on the cohorts and, where the run is settled, the grid and the modulus."""
   if not config.secure_aggregation:
     return [_NONE]
-  sentences = [_SIMULATED, grid(config)]
+  filled_in = (config.noise_multiplier, config.population_size, config.secure_coordinates)
+  sentences = [_SIMULATED]
+  if not dp_settings.is_private(config) or None not in filled_in:
+    sentences.append(grid(config))
   if config.sampling == 'poisson':
     sentences.append(
       'Cohorts have any size, as amplification by sampling needs it: a protocol, which gives up'
@@ -32,8 +35,8 @@ def describe(config: RunConfig) -> list[str]:
     )
   else:
     sentences.append(
-      f'At least {config.secure_threshold} of {config.clients_per_round} clients must be in a sum'
-      ' that is opened.'
+      f'All {config.clients_per_round} clients of a round are in its sums here; a protocol is to'
+      f' open none of fewer than {config.secure_threshold}.'
     )
   return sentences
 
@@ -49,10 +52,14 @@ def grid(config: RunConfig) -> str:
     wraps = f'noise makes one wrap around with a probability of at most {probability:.1g} a round'
   # In units of an update; a record of a run without privacy is in units of the clip.
   unit = config.l2_clip_norm / (spec.levels * spec.step)
+  steps = f'{unit * spec.step:.2g}' + ' at the first clip' * (config.clip == 'adaptive')
   clients = config.clients_per_round
-  moved = unit * spec.error_of_sum(clients)
+  total, moved = 'sum', unit * spec.error_of_sum(clients)
+  # Elsewhere a mean is divided by less than its clients, by how much less depends on them.
+  if config.weights == 'uniform' and config.method != 'coverage':
+    total, moved = 'mean', moved / clients
   return (
     f'Secure sums (simulated): {spec.bits} bits a number, {spec.rounding.value} rounding in steps'
-    f' of {unit * spec.step:.2g}, which moves a number of the mean of {clients} clients by at most'
-    f' {moved / clients:.2g}; modulo 2^{spec.sum_bits}, where {wraps}.'
+    f' of {steps}, which moves a number of the {total} of {clients} clients by at most {moved:.2g};'
+    f' modulo 2^{spec.sum_bits}, where {wraps}.'
   )

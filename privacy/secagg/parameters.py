@@ -49,8 +49,8 @@ class ProtocolSpec:
   Attributes:
     num_clients: `n`, who is asked to join.
     threshold: `t`, how many shares recover a secret: more than half of the holders, in MALICIOUS
-      mode more than two thirds. Vectors stay secret while fewer than `t` clients, in MALICIOUS mode
-      fewer than `2 t - n`, tell the server all that they know.
+      mode more than two thirds. Without `neighbours`, vectors stay secret while fewer than `t`
+      clients, in MALICIOUS mode fewer than `2 t - n`, tell the server all that they know.
     vector_length: `d`, coordinates of one client's vector.
     modulus_bits: sums are modulo `M = 2^modulus_bits`, 1 to 62.
     mode: see `Mode`.
@@ -76,6 +76,7 @@ class ProtocolSpec:
     _check_within('num_clients', self.num_clients, 2, _MOST_CLIENTS)
     _check_within('vector_length', self.vector_length, 1, None)
     _check_within('modulus_bits', self.modulus_bits, 1, _MOST_BITS)
+    _check_within('threshold', self.threshold, 1, None)
     if self.neighbours is not None:
       self._check_neighbours(self.neighbours)
     if self.mode is Mode.MALICIOUS:
@@ -93,6 +94,7 @@ class ProtocolSpec:
   def _check_neighbours(self, neighbours: int):
     if self.mode is Mode.MALICIOUS:
       raise ValueError('`neighbours` is for SEMI_HONEST mode; leave it out in MALICIOUS mode.')
+    _check_within('neighbours', neighbours, 0, None)
     if neighbours % 2 or not 2 <= neighbours <= self.num_clients - 2:
       raise ValueError(
         f'`neighbours` {neighbours} is not an even number from 2 to {self.num_clients - 2}; leave '

@@ -210,6 +210,8 @@ class Server:
   def _close_vectors(self) -> dict[int, bytes]:
     masked = self._masked()
     masked.check_recoverable(self._spec, masked.survivors)
+    if self._spec.neighbours is not None:
+      masked.check_connected()
     if self._spec.mode is not Mode.MALICIOUS:
       return self._ask_for_shares()
     holders = range(self._spec.num_clients)

@@ -41,6 +41,21 @@ class Masked(NamedTuple):
     yield from sorted(self.survivors)
     yield from sorted(c for c in self.sharers - self.survivors if self.left_in(c))
 
+  def check_connected(self):
+    """Checks that masks connect all in the sum: else each piece's own sum would come out as well.
+
+    Raises:
+      BelowThresholdError: if they do not.
+    """
+    reached, border = frozenset(), frozenset([min(self.survivors)])
+    while border:
+      reached |= border
+      border = frozenset(c for client in border for c in self.left_in(client)) - reached
+    if reached != self.survivors:
+      raise errors.BelowThresholdError(
+        f'The {len(self.survivors)} clients that are left fall into pieces without common masks.'
+      )
+
   def check_recoverable(self, spec: ProtocolSpec, present: Collection[int]):
     """Checks that those present can recover all that it takes.
 

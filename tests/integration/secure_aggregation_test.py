@@ -33,6 +33,8 @@ _TIERS = {
   'rank_dynamics': 'tier', 'rank_tiers': {1: 0.5, 4: 0.5}, 'max_rank': 8, 'rank_exponent': None,
   'min_rank': None, 'rank_assignment': None,
 }  # fmt: skip
+# What a method leaves no choice of.
+_OWN = {'homlora': ('padding', 'rank_dynamics'), 'full': ('padding', 'rank_dynamics')}
 _FLAGSHIP = {**_CENTRAL, **_TIERS, 'weights': 'module', 'weight_reference': 0.05}
 
 
@@ -101,32 +103,40 @@ def _check_secure(process):
   'settings',
   [
     _SECURE,
-    {**_SECURE, 'weights': 'module', 'weight_reference': 0.1},
-    {**_CENTRAL, 'clip': 'adaptive', 'noise_multiplier': 0.1},
-    _DISTRIBUTED,
     _FLAGSHIP,
+    *(
+      pytest.param(settings, marks=pytest.mark.slow)
+      for settings in (
+        {**_SECURE, 'weights': 'module', 'weight_reference': 0.1},
+        {**_CENTRAL, 'clip': 'adaptive', 'noise_multiplier': 0.1},
+        _DISTRIBUTED,
+      )
+    ),
   ],
-  ids=['secure', 'module_weights', 'adaptive', 'distributed', 'flagship'],
+  ids=['secure', 'flagship', 'module_weights', 'adaptive', 'distributed'],
 )
 def test_process_sums_nothing_in_the_clear_and_lowers(preset, settings):
   _check_secure(_experiment(preset, **settings).build_process())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['homlora', 'naive', 'coverage', 'ffa', 'rolora', 'full'])
 @pytest.mark.parametrize(
-  'settings', [_SECURE, _CENTRAL, _DISTRIBUTED], ids=['secure', 'central', 'distributed']
+  ('method', 'settings'),
+  [
+    ('homlora', _DISTRIBUTED),
+    ('naive', {**_SECURE, 'weights': 'examples'}),
+    ('coverage', {**_SECURE, **_TIERS}),
+    ('coverage', {**_DISTRIBUTED, **_TIERS}),
+    ('ffa', _CENTRAL),
+    ('rolora', _DISTRIBUTED),
+    ('full', _SECURE),
+    ('full', _DISTRIBUTED),
+  ],
 )
 def test_every_method_that_sums_updates_can_be_secure(preset, method, settings):
-  given = {**settings, 'method': method}
-  if method in ('homlora', 'full'):
-    for key in ('padding', 'rank_dynamics'):
-      given.pop(key, None)
-  if method == 'coverage':
-    given |= _TIERS
-  experiment = _experiment(preset, **given)
-  process = experiment.build_process()
-  _check_secure(process)
+  # What the method has by itself, it need not be given.
+  given = {key: value for key, value in settings.items() if key not in _OWN.get(method, ())}
+  _check_secure(_experiment(preset, **given, method=method).build_process())
 
 
 def test_a_plain_process_does_not_pass_for_a_secure_one(preset):
@@ -182,6 +192,7 @@ def test_flagship_is_accounted_with_what_rounding_adds(preset, flagship):
   assert 'Simulated' in report['secure_aggregation']
 
 
+@pytest.mark.slow
 def test_distributed_run_is_accounted_before_it_begins(preset, tmp_path):
   config = tiny_world.run_config(preset, **_DISTRIBUTED)
   program.train(config, tmp_path / 'run', resume=False, command=['hetlora', 'train'])

@@ -343,6 +343,17 @@ def test_calibrated_noise_is_the_least_with_four_digits(spec, rounds, target):
   assert _epsilon(dataclasses.replace(spec, noise_multiplier=less), rounds) > target
 
 
+def test_calibration_finds_noise_on_a_grid_too_fine_for_more():
+  # A multiplier of 1 would have clients draw noise of variance 4.6e9, above 2^32.
+  fine = dataclasses.replace(
+    _SKELLAM, noise_multiplier=0.1, secure_sum=dataclasses.replace(_SUMS, bits=20)
+  )
+  with pytest.raises(ValueError, match='squared steps'):
+    dataclasses.replace(fine, noise_multiplier=1.0)
+  calibrated = accounting.calibrate(fine, 1, 100.0, 1e-5)
+  assert 0.05 < calibrated.noise_multiplier < 0.5
+
+
 def test_calibration_knows_its_limits():
   # As published with dp_accounting's own calibration: 0.7367.
   assert accounting.calibrate(_POISSON, 100, 2.0, 1e-5).noise_multiplier == pytest.approx(
@@ -357,7 +368,14 @@ def test_calibration_knows_its_limits():
 
 
 @pytest.mark.parametrize(
-  'spec', [_POISSON, *(dataclasses.replace(x, noise_multiplier=20.0) for x in (_TREE, _SKELLAM))]
+  'spec',
+  [
+    _POISSON,
+    dataclasses.replace(_TREE, noise_multiplier=20.0),
+    dataclasses.replace(
+      _SKELLAM, noise_multiplier=20.0, secure_sum=dataclasses.replace(_SUMS, bits=15)
+    ),
+  ],
 )
 def test_affordable_rounds_are_the_most_within_the_budget(spec):
   rounds = accounting.affordable_rounds(spec, 1.5, 1e-5, at_most=2_000)

@@ -119,11 +119,13 @@ def test_margin_holds_for_the_noise_of_the_largest_cohort():
 
 
 def test_margin_follows_the_noise():
-  spec = dataclasses.replace(_spec(**_SKELLAM), noise_multiplier=50.0)
-  assert spec == _spec(**{**_SKELLAM, 'noise_multiplier': 50.0})
-  assert spec.secure_sum.sum_bits > _spec(**_SKELLAM).secure_sum.sum_bits
+  sums = dataclasses.replace(_SUMS, bits=11)
+  little = _spec(**{**_SKELLAM, 'secure_sum': sums})
+  spec = dataclasses.replace(little, noise_multiplier=50.0)
+  assert spec == _spec(**{**_SKELLAM, 'secure_sum': sums, 'noise_multiplier': 50.0})
+  assert spec.secure_sum.sum_bits > little.secure_sum.sum_bits
   assert spec.wrap_probability <= 1e-6
-  few = dataclasses.replace(_SUMS, modulus_bits=_spec(**_SKELLAM).secure_sum.sum_bits)
+  few = dataclasses.replace(sums, modulus_bits=little.secure_sum.sum_bits)
   with pytest.raises(ValueError, match='modulus_bits'):
     _spec(**{**_SKELLAM, 'secure_sum': few, 'noise_multiplier': 50.0})
 

@@ -267,3 +267,18 @@ def test_needs_no_tensorflow():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout == '\n'
+
+
+def test_a_clip_without_noise_is_told_and_claims_nothing(write):
+  directory = write('none', secure_aggregation=True, l2_clip_norm=2.0)
+  content = _written(directory)
+  assert content['headline']['guarantee'] == 'none'
+  text = (directory / 'privacy_report.md').read_text()
+  assert 'no update was clipped' not in text
+  assert 'nothing bounds what one client changes' not in text
+
+
+def test_a_secure_run_that_was_never_settled_has_a_report(write):
+  directory = write('poisson', secure_aggregation=True)
+  _change(directory / 'config.json', population_size=None, secure_coordinates=None)
+  assert 'Simulated' in _written(directory)['secure_aggregation']

@@ -49,6 +49,8 @@ def test_threshold_is_of_the_neighbourhood():
     ({'vector_length': 1.5}, '`vector_length`'),
     ({'modulus_bits': 0}, '`modulus_bits` must be an integer from 1 to 62'),
     ({'modulus_bits': 63}, '`modulus_bits`'),
+    ({'threshold': 7.5}, '`threshold` must be an integer'),
+    ({'neighbours': 8.0}, '`neighbours` must be an integer'),
     ({'neighbours': 3}, 'not an even number from 2 to 8'),
     ({'neighbours': 10}, 'from 2 to 8'),
     ({'neighbours': 0}, 'from 2 to 8'),

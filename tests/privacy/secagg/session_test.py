@@ -3,13 +3,14 @@
 """Honest sessions: whoever drops out, the sum is exact or there is none."""
 
 import dataclasses
+import random
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
 
-from privacy.secagg import bodies, errors, masks, primitives, wire
+from privacy.secagg import bodies, errors, graph, masks, primitives, wire
 from privacy.secagg.bodies import Direction
 from privacy.secagg.parameters import Mode, Phase
 from tests.privacy.secagg import harness
@@ -222,6 +223,48 @@ def test_what_is_sent_for_absent_clients_looks_like_the_rest():
   assert len(records) == 30
   for place in range(size):
     assert len({record[place] for record in records}) > 15
+
+
+def test_client_with_too_few_neighbours_shares_nothing():
+  spec = harness.build_spec(40, Mode.SEMI_HONEST, neighbours=4)
+  session = harness.build_session(spec)
+  neighbours = [holder for holder in session.server._holders[0] if holder != 0]
+  session.advance(Phase.SHARE_KEYS, {Phase.ADVERTISE_KEYS: neighbours[:3]})
+  with pytest.raises(errors.BelowThresholdError, match='2 clients advertised keys; 3'):
+    session.answer(0, session.inbox[0])
+
+
+class _Sorted(random.Random):
+  """Leaves a ring in the order of its numbers."""
+
+  def shuffle(self, x):
+    del x
+
+
+@pytest.mark.parametrize('phase', [Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.MASKED_INPUT])
+def test_neighbourhoods_in_pieces_give_no_sum_of_each(phase):
+  spec = harness.build_spec(20, Mode.SEMI_HONEST, neighbours=4)
+  for dropped, is_whole in (({0, 1, 10}, True), ({0, 1, 10, 11}, False)):
+    session = harness.build_session(spec)
+    session.server._holders = graph.holders(20, 4, _Sorted())
+    if is_whole:
+      _check(session, {phase: dropped})
+      continue
+    with pytest.raises(errors.BelowThresholdError, match=r'16 clients .* pieces'):
+      session.run({phase: dropped})
+    assert session.server.phase is Phase.ABORTED
+    assert not any(sent is Phase.UNMASKING for sent, _ in session.delivered)
+
+
+def test_client_keeps_no_secret_that_it_needs_no_more():
+  session = harness.build_session(harness.build_spec(3, Mode.SEMI_HONEST))
+  client = session.advance(Phase.MASKED_INPUT).clients[0]
+  secrets = [client._seed, client._mask_key, client._cipher_key, client._agreed]
+  session.step()
+  assert client._held
+  assert not [kept for kept in vars(client).values() if any(kept is s for s in secrets)]
+  session.step()
+  assert not client._held
 
 
 def test_bytes_of_the_vector_are_those_of_its_bits():

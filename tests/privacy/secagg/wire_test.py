@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from privacy.secagg import errors, wire
+from privacy.secagg import bodies, errors, primitives, shamir, wire
 from privacy.secagg.bodies import Direction
 from privacy.secagg.parameters import Mode, Phase
 from tests.privacy.secagg import harness
@@ -138,6 +138,33 @@ def test_changed_shares_are_found_in_the_end_or_do_not_matter(phase):
     Phase.UNMASKING: {errors.MalformedMessageError, errors.ReconstructionError},
   }
   assert outcomes == expected[phase]
+
+
+def test_client_masks_nothing_where_too_few_sent_shares():
+  session = harness.build_session(harness.build_spec(5, Mode.SEMI_HONEST))
+  session.advance(Phase.MASKED_INPUT)
+  body = session.inbox[0][wire.HEADER_BYTES :]
+  envelopes = bodies.read_envelopes(body, 0, range(5))
+  few = bodies.write_envelopes({1: envelopes[1]}, 0, range(5))
+  message = wire.write(Direction.TO_CLIENT, Phase.MASKED_INPUT, session.session, 0, few)
+  _refused_by_client(session, 0, message, errors.BelowThresholdError)
+
+
+@pytest.mark.parametrize('place', [0, 1])
+def test_client_passes_on_no_share_that_the_server_would_hold_against_it(monkeypatch, place):
+  session = _session(Mode.SEMI_HONEST).advance(Phase.SHARE_KEYS)
+  seal, false = primitives.seal, shamir.PRIME.to_bytes(shamir.SHARE_BYTES, 'big')
+  start = place * shamir.SHARE_BYTES
+
+  def seal_false(key, plaintext, associated):
+    changed = plaintext[:start] + false + plaintext[start + shamir.SHARE_BYTES :]
+    return seal(key, changed, associated)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(primitives, 'seal', seal_false)
+    session.server.receive(1, session.answer(1, session.inbox.pop(1)))
+  session.step()
+  _refused_by_client(session, 0, session.inbox[0], errors.DecryptionError)
 
 
 def test_server_tells_what_comes_again_early_and_late():
