@@ -27,14 +27,14 @@ class SkellamSumFactory(tff.aggregators.UnweightedAggregationFactory):
   measurements=<released=bool>@SERVER>)`, `V` a structure of float32 tensors of known shapes.
 
   A client adds noise of variance `spec.local_variance`, in squared steps, from the randomness of
-  its own device. With `spec.smallest_cohort` of them the sum has a standard deviation of
+  its own device. With `spec.noise_shares` of them the sum has a standard deviation of
   `spec.noise_stddev`, with more clients a larger one. Where the noise reaches beyond the modulus, a
   coordinate is off by a multiple of `modulus * step`: in a round with a probability of at most
   `spec.wrap_probability`.
 
   Edge cases:
-    fewer clients than `spec.smallest_cohort`, whose noise would not do: zeros, and `released` is
-    false, as of a protocol that stops below its threshold;
+    fewer clients than `spec.smallest_cohort`, whose noise would not do, or more than the grid is
+    made for: zeros, and `released` is false, as of a protocol that stops below its threshold;
     a value with a NaN or an infinity: noise alone.
   """
 
@@ -78,7 +78,9 @@ class SkellamSumFactory(tff.aggregators.UnweightedAggregationFactory):
 
     def to_output(sums):
       total, clients = sums
-      released = clients >= self._smallest_cohort
+      # More than the grid is made for could wrap.
+      enough, most = clients >= self._smallest_cohort, self._grid.largest_cohort
+      released = tf.logical_and(enough, clients <= most)
       result = tf.nest.map_structure(
         lambda t: tf.where(released, t / self._denominator, tf.zeros_like(t)),
         decode(total, self._grid, like),

@@ -250,7 +250,7 @@ def _rounded_clips(spec: DpSpec) -> int:
 
 
 def _skellam_event(spec: DpSpec) -> SkellamDpEvent:
-  """One round in steps of the grid, with `smallest_cohort` shares of noise, the least there are.
+  """One round in steps of the grid, with `noise_shares` shares of noise, the least there are.
 
   Squares of integers are no less than the integers: the L1 norm is at most the squared L2 norm.
   """

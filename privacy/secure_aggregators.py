@@ -49,6 +49,8 @@ class _SecureSumFactory(tff.aggregators.UnweightedAggregationFactory):
   """See `build_secure_aggregator`."""
 
   def __init__(self, spec: SecureSumSpec):
+    if not isinstance(spec, SecureSumSpec):
+      raise TypeError(f'`spec` must be a SecureSumSpec, got {spec!r}.')
     self._spec = spec
 
   def create(self, value_type: tff.Type) -> tff.templates.AggregationProcess:
@@ -99,6 +101,9 @@ def modular_sum_process(
 
 
 def _check_type(value_type: tff.Type, spec: SecureSumSpec) -> None:
+  if not isinstance(value_type, tff.Type):
+    raise TypeError(f'Values must have a type of TFF, got {value_type!r}.')
+
   def is_number(member: tff.Type) -> bool:
     if not isinstance(member, tff.TensorType):
       return isinstance(member, tff.StructType)

@@ -9,6 +9,7 @@ grid and not the clip alone decides how far one client moves a sum; `SecureSumSp
 import dataclasses
 import enum
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,8 @@ class SecureSumSpec:
   modulus_bits: int | None = None
 
   def __post_init__(self):
+    # By name, too: a string that is no `Rounding` would be none of them, in silence.
+    object.__setattr__(self, 'rounding', Rounding(self.rounding))
     self._check_counts()
     self._check_sizes()
     self._check_modulus()
@@ -125,7 +128,7 @@ class SecureSumSpec:
 
   def _check_counts(self):
     least, most = _BITS
-    if self.bits != int(self.bits) or not least <= self.bits <= most:
+    if not isinstance(self.bits, numbers.Integral) or not least <= self.bits <= most:
       raise ValueError(f'`bits` must be a whole number from {least} to {most}, got {self.bits}.')
     counts = {
       'largest_cohort': (self.largest_cohort, 1),
@@ -134,7 +137,9 @@ class SecureSumSpec:
       'modulus_bits': (self.modulus_bits, 1),
     }
     for name, (value, at_least) in counts.items():
-      if value is not None and (value != int(value) or value < at_least):
+      if name != 'largest_cohort' and value is None:
+        continue
+      if not isinstance(value, numbers.Integral) or value < at_least:
         raise ValueError(f'`{name}` must be a whole number of at least {at_least}, got {value}.')
 
   def _check_sizes(self):

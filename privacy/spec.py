@@ -70,7 +70,7 @@ class DpSpec:
   Attributes:
     noise_multiplier: `z`, the noise's standard deviation in clip norms, per draw: of a round's sum
       (GAUSSIAN), of a tree's node (TREE), of a row before the matrix whose columns are scaled to
-      norm 1 (BANDED), of a round's sum of `smallest_cohort` shares (SKELLAM). 0 is allowed and
+      norm 1 (BANDED), of a round's sum of `noise_shares` shares (SKELLAM). 0 is allowed and
       gives no guarantee.
     l2_clip_norm: `S`, bound of the joint L2 norm of all that one client adds to a sum; the first
       one where the clip is adaptive.
@@ -94,8 +94,8 @@ class DpSpec:
     secure_sum: how clipped values become integers for a secure sum; needed for SKELLAM, which fills
       in its `noise_margin`. Its `l2_clip_norm` is the clip, or 1 where that is adaptive: values are
       divided by the clip of the round first, so that the grid follows it.
-    smallest_cohort: SKELLAM: `n_min`, the fewest honest shares of noise in a sum that is released:
-      the protocol's threshold minus the clients that are assumed to collude.
+    smallest_cohort: SKELLAM: the fewest clients whose sum is released, the protocol's threshold.
+    assumed_colluders: SKELLAM: how many of them may tell others their noise.
   """
 
   noise_multiplier: float
@@ -116,6 +116,7 @@ class DpSpec:
   insecure_seed: int | None = None
   secure_sum: SecureSumSpec | None = None
   smallest_cohort: int | None = None
+  assumed_colluders: int = 0
 
   def __post_init__(self):
     poisson = self.sampling is Sampling.POISSON
@@ -160,7 +161,7 @@ class DpSpec:
     """Standard deviation of the noise on a round's sum, in units of the sum.
 
     `z S`; where the clip is adaptive, before the count's part is split off; where clients add it,
-    of `smallest_cohort` of them. A projection has the mean's noise of the production run: `z S n /
+    of `noise_shares` of them. A projection has the mean's noise of the production run: `z S n /
     n'` on a sum over `n` clients.
     """
     scale = 1.0
@@ -180,11 +181,16 @@ class DpSpec:
     return (self.secure_sum.rounded_clip or 0.0) / (self.secure_sum.l2_clip_norm or 1.0)
 
   @property
+  def noise_shares(self) -> int | None:
+    """`n_min`, the fewest secret shares of noise in a sum; None where clients add none."""
+    return self.smallest_cohort and self.smallest_cohort - self.assumed_colluders
+
+  @property
   def local_variance(self) -> float:
     """Variance of one client's share of the noise, in squared steps; 0 where clients add none."""
-    if self.secure_sum is None or self.smallest_cohort is None:
+    if self.secure_sum is None or self.noise_shares is None:
       return 0.0
-    return (self.noise_stddev / self.secure_sum.step) ** 2 / self.smallest_cohort
+    return (self.noise_stddev / self.secure_sum.step) ** 2 / self.noise_shares
 
   @property
   def wrap_probability(self) -> float:
@@ -197,7 +203,8 @@ class DpSpec:
       return 0.0
     sums = self.secure_sum
     room = sums.modulus // 2 - 1 - sums.largest_cohort * sums.levels
-    return skellam.tail_bound(self._largest_variance, sums.coordinates or 1, room)
+    # A float underflows to 0, which no probability here is.
+    return max(1e-300, skellam.tail_bound(self._largest_variance, sums.coordinates or 1, room))
 
   def adaptive_noise(self) -> tuple[float, float]:
     """Noise multiplier of the sum and standard deviation of the count's noise, where a clip adapts.
@@ -361,15 +368,15 @@ class DpSpec:
 
   def _check_shares(self):
     if self.mechanism is not Mechanism.SKELLAM:
-      if self.smallest_cohort is not None:
-        raise ValueError('`smallest_cohort` is about SKELLAM noise, which clients add.')
+      if (self.smallest_cohort, self.assumed_colluders) != (None, 0):
+        raise ValueError('`smallest_cohort` and `assumed_colluders` are about SKELLAM noise.')
       return
     if self.secure_sum is None or self.smallest_cohort is None:
       raise ValueError('SKELLAM noise needs a `secure_sum` and a `smallest_cohort`.')
-    if self.smallest_cohort > self.clients_per_round:
+    if not 0 <= self.assumed_colluders < self.smallest_cohort <= self.clients_per_round:
       raise ValueError(
-        f'`smallest_cohort` {self.smallest_cohort} is above `clients_per_round`,'
-        f' {self.clients_per_round:g}: no round could be released.'
+        f'`assumed_colluders` {self.assumed_colluders} must be below `smallest_cohort`'
+        f' {self.smallest_cohort}, and that at most `clients_per_round` {self.clients_per_round:g}.'
       )
     if self.sampling is Sampling.POISSON:
       raise ValueError(
@@ -378,11 +385,13 @@ class DpSpec:
       )
     if self.local_variance > skellam.MOST_VARIANCE:
       # A bit less doubles the step.
-      fewer = math.ceil(math.log(self.local_variance / skellam.MOST_VARIANCE, 4))
+      bits = self.secure_sum.bits - math.ceil(
+        math.log(self.local_variance / skellam.MOST_VARIANCE, 4)
+      )
+      mend = f'take {bits} bits or fewer' if bits > 1 else 'take less noise'
       raise ValueError(
         f"A client's share of the noise has a variance of {self.local_variance:.3g} squared steps,"
-        f' above the {skellam.MOST_VARIANCE:.3g} that can be drawn faithfully: take'
-        f' {self.secure_sum.bits - fewer} bits or fewer, not {self.secure_sum.bits}.'
+        f' above the {skellam.MOST_VARIANCE:.3g} that can be drawn faithfully: {mend}.'
       )
 
   @property

@@ -77,7 +77,8 @@ _SKELLAM_ACCOUNTANTS = (
 NOT_COVERED = (
   'What is true of many clients: the model is meant to learn it, and it may say something about a'
   ' client who took no part.',
-  'The server and everyone with access to it: it sees updates before the noise.',
+  'The server and everyone with access to it: it sees single updates, without noise or with no more'
+  ' than a share of it.',
   'How long a round took, and other side channels of the machines and the network.',
   'The choice of the settings: runs made on the same clients to choose them are not counted.',
   'Changes of the ledger after its last anchor, and a ledger rewritten as a whole together with'
@@ -200,7 +201,7 @@ def conditions(spec: DpSpec) -> list[str]:
   ]
   if spec.mechanism is Mechanism.SKELLAM:
     texts.append(
-      f'At least {spec.smallest_cohort} clients whose noise nobody else knows are in each sum that'
+      f'At least {spec.noise_shares} clients whose noise nobody else knows are in each sum that'
       ' is released: as many as the protocol needs, less those that work together with the server.'
       ' More only add noise.'
     )
@@ -344,7 +345,7 @@ def _secure_sum(spec: DpSpec) -> list[tuple[str, str]]:
       f'with probability at most {bound(spec.wrap_probability)} in a round, over all numbers; it'
       ' spoils the round and no privacy',
     ),
-    ('Fewest shares of noise', f'{spec.smallest_cohort}, which make up the standard deviation'),
+    ('Fewest shares of noise', f'{spec.noise_shares}, which make up the standard deviation'),
   ]
 
 

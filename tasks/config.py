@@ -148,7 +148,10 @@ class RunConfig:
     values.at_least(0),
   )
   l2_clip_norm: float = _private(
-    2.0, 'Largest norm of what one client sends, all modules together.', values.positive
+    2.0,
+    'Largest norm of what one client sends, all modules together; to be given for secure sums'
+    ' without privacy, and otherwise open there.',
+    values.positive,
   )
   deviation_from_exact: bool = _open(
     True, "Measure how far each round's result is from the exact mean of what clients ask for."
@@ -227,7 +230,8 @@ class RunConfig:
   )
   secure_rounding: str = _secure(
     'nearest',
-    'Rounding of it: nearest; stochastic; or conditional: stochastic within a bound of the norm.',
+    'Rounding of it: nearest; stochastic; or conditional, the default under privacy: stochastic'
+    ' within a bound of the norm.',
     values.one_of('nearest', 'stochastic', 'conditional'),
   )
   secure_threshold: int = _secure(
@@ -237,11 +241,14 @@ class RunConfig:
   )
   secure_coordinates: int = _secure(
     None,
-    'Numbers that one client may change; left open, as model and ranks tell.',
+    'Numbers that one client may change, for what rounding adds to its norm; left open, as model'
+    ' and ranks tell.',
     values.at_least(1),
   )
   assumed_colluders: int = _secure(
-    0, 'Of those clients, how many may tell the server their noise.', values.at_least(0)
+    0,
+    'Of the clients in a sum, how many may tell the server their noise, for --privacy distributed.',
+    values.at_least(0),
   )
   eval_every: int = _key(4, 'Rounds between evaluations.', values.at_least(1))
   eval_split: str = _key(

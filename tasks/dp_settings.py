@@ -132,17 +132,11 @@ def _spec(config: RunConfig, noise_multiplier: float) -> privacy.DpSpec:
       noise_cohort_size=config.noise_cohort_size,
       insecure_seed=config.seed if config.insecure_seeded_noise else None,
       secure_sum=secure_settings.update_sum(config),
-      smallest_cohort=_noise_shares(config),
+      smallest_cohort=config.secure_threshold if config.privacy == 'distributed' else None,
+      assumed_colluders=config.assumed_colluders or 0,
     )
   except ValueError as error:
     raise UserError(f'--privacy {config.privacy}: {error}') from error
-
-
-def _noise_shares(config: RunConfig) -> int | None:
-  """How many clients at least add noise to a sum that is opened, where clients do."""
-  if config.privacy != 'distributed':
-    return None
-  return config.secure_threshold - config.assumed_colluders
 
 
 def _check_feasible(config: RunConfig) -> None:

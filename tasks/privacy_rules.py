@@ -110,6 +110,8 @@ RULES = (
   Rule('secure_rounding',
        Limit(('conditional', 'stochastic', 'nearest'), 'counts what rounding adds to a norm'),
        {**_PRIVATE, **_SECURE}),
+  Rule('secure_rounding', Limit(('nearest',), 'repeats no draw of a rounding'),
+       {**_SECURE, 'insecure_seeded_noise': (True,)}),
   # Weights far below their reference leave most numbers below half a step, and nearest at 0.
   Rule('secure_rounding',
        Limit(('stochastic', 'nearest'), 'bounds no norm that a rounding could be held to'),
@@ -164,10 +166,12 @@ def _cohort_problem(settled: Mapping[str, Any]) -> str | None:
     )
   if threshold is None:
     return None
-  if not clients / 2 < threshold <= clients:
+  least = clients // 2 + 1
+  if not least <= threshold <= clients:
+    needed = f'{clients}' if least == clients else f'{least} to {clients}'
     return (
       f'--secure-threshold {threshold}: of --clients-per-round {clients} more than half must be'
-      f' there, and more cannot be; take {clients // 2 + 1} to {clients}.'
+      f' there, and more cannot be; take {needed}.'
     )
   colluders, most = settled['assumed_colluders'] or 0, 2 * threshold - clients - 1
   if colluders > most:

@@ -16,8 +16,6 @@ _SIMULATED = (
   ' protocol would, in one process that holds each of them; privacy.secagg has a protocol. Until it'
   ' or another one runs between devices and server, the server is trusted with single updates.'
 )
-# Nobody needs to know how much less.
-_LEAST_PROBABILITY = 1e-30
 
 
 def describe(config: RunConfig) -> list[str]:
@@ -46,20 +44,21 @@ def grid(config: RunConfig) -> str:
   spec = dp_settings.secure_sum(config)
   if spec is None:
     return ''
-  wraps = 'no sum can wrap around'
-  if config.privacy == 'distributed':
-    probability = max(dp_settings.spec_of(config).wrap_probability, _LEAST_PROBABILITY)
-    wraps = f'noise makes one wrap around with a probability of at most {probability:.1g} a round'
+  wraps, counted = 'no sum can wrap around', ''
+  if dp_settings.is_private(config):
+    mechanism = dp_settings.spec_of(config)
+    grows = (
+      f'{mechanism.inflation:.3g} times' if mechanism.inflation >= 1.01 else 'less than 1.01 times'
+    )
+    counted = f' and lets its norm grow to {grows} the clip, which the account counts with'
+    if mechanism.wrap_probability:
+      probability = f'{mechanism.wrap_probability:.1g} a round'
+      wraps = f'noise makes one wrap around with a probability of at most {probability}'
   # In units of an update; a record of a run without privacy is in units of the clip.
   unit = config.l2_clip_norm / (spec.levels * spec.step)
   steps = f'{unit * spec.step:.2g}' + ' at the first clip' * (config.clip == 'adaptive')
-  clients = config.clients_per_round
-  total, moved = 'sum', unit * spec.error_of_sum(clients)
-  # Elsewhere a mean is divided by less than its clients, by how much less depends on them.
-  if config.weights == 'uniform' and config.method != 'coverage':
-    total, moved = 'mean', moved / clients
   return (
     f'Secure sums (simulated): {spec.bits} bits a number, {spec.rounding.value} rounding in steps'
-    f' of {steps}, which moves a number of the {total} of {clients} clients by at most {moved:.2g};'
-    f' modulo 2^{spec.sum_bits}, where {wraps}.'
+    f' of {steps}, which moves each number of a client, and so of a mean of equal clients, by at'
+    f' most {unit * spec.error_of_sum(1):.2g}{counted}; modulo 2^{spec.sum_bits}, where {wraps}.'
   )

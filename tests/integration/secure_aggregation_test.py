@@ -145,6 +145,23 @@ def test_a_plain_process_does_not_pass_for_a_secure_one(preset):
     tff.test.assert_not_contains_unsecure_aggregation(process.next)
 
 
+@pytest.mark.slow
+def test_run_without_privacy_writes_what_secure_sums_tell(preset, tmp_path):
+  config = tiny_world.run_config(preset, **_SECURE)
+  program.train(config, tmp_path / 'run', resume=False, command=['hetlora', 'train'])
+  with open(tmp_path / 'run' / 'metrics.csv', newline='') as file:
+    *_, row = csv.DictReader(file)
+  assert float(row['train_loss']) > 0
+  assert (row['cohort_clients'], row['non_finite_clients']) == ('3', '0')
+  # Computed from the data of single clients.
+  assert row['client_flops'] == ''
+  # Sums of 3 clients of 16 bits have 18.
+  numbers = 4 * 2 * 2 * (tiny_world.WIDTH + tiny_world.WIDTH)
+  assert int(row['upload_bytes']) == 3 * numbers * 18 // 8
+  report = json.loads((tmp_path / 'run' / 'privacy_report.json').read_text())
+  assert report['headline']['guarantee'] == 'none'
+
+
 @pytest.fixture(scope='module', name='flagship')
 def flagship_fixture(preset, tmp_path_factory):
   """A finished run with tiers, padded updates, weights, noise and secure sums in one process."""

@@ -169,3 +169,16 @@ def test_json_and_back(spec):
   for broken in ({**spec.to_json(), 'more': 1}, {**spec.to_json(), 'rounding': 'up'}, {'bits': 8}):
     with pytest.raises(ValueError, match=r'secure sum|up'):
       SecureSumSpec.from_json(broken)
+
+
+def test_what_is_no_whole_number_is_refused_by_name():
+  for name in ('bits', 'largest_cohort', 'coordinates'):
+    for value in ('a', 2.5, None if name != 'coordinates' else math.nan):
+      with pytest.raises(ValueError, match=f'`{name}` must be a whole number'):
+        _spec(**{name: value})
+
+
+def test_a_rounding_may_be_given_by_its_name():
+  assert _spec(rounding='stochastic').rounding is Rounding.STOCHASTIC
+  with pytest.raises(ValueError, match='upwards'):
+    _spec(rounding='upwards')

@@ -70,7 +70,8 @@ def test_json_and_back(spec):
 
 def test_json_of_runs_before_secure_sums_is_read():
   fields = _spec(**_POISSON).to_json()
-  older = {key: fields[key] for key in fields if key not in ('secure_sum', 'smallest_cohort')}
+  newer = ('secure_sum', 'smallest_cohort', 'assumed_colluders')
+  older = {key: fields[key] for key in fields if key not in newer}
   assert DpSpec.from_json(older) == _spec(**_POISSON)
 
 
@@ -100,6 +101,10 @@ def test_rounding_inflates_and_the_noise_stays():
 def test_shares_of_noise_add_up_in_the_smallest_cohort():
   spec = _spec(**_SKELLAM)
   assert spec.local_variance * 8 == pytest.approx((spec.noise_stddev / _SUMS.step) ** 2)
+  # Those who may tell theirs do not count.
+  told = _spec(**_SKELLAM, assumed_colluders=3)
+  assert (told.smallest_cohort, told.noise_shares) == (8, 5)
+  assert told.local_variance * 5 == pytest.approx((spec.noise_stddev / _SUMS.step) ** 2)
   # In a projection the sum has the noise of the mean of the production run.
   fewer = _spec(**_SKELLAM, noise_cohort_size=100, population_size=1000)
   assert fewer.local_variance == pytest.approx(spec.local_variance / 100)
@@ -161,6 +166,9 @@ def test_margin_follows_the_noise():
     ({**_SKELLAM, 'smallest_cohort': None}, 'smallest_cohort'),
     ({**_SKELLAM, 'smallest_cohort': 0}, 'smallest_cohort'),
     ({**_SKELLAM, 'smallest_cohort': 11}, 'smallest_cohort'),
+    ({**_SKELLAM, 'assumed_colluders': 8}, 'assumed_colluders'),
+    ({'assumed_colluders': 1}, 'SKELLAM'),
+    ({**_SKELLAM, 'noise_multiplier': 1e30}, 'take less noise'),
     ({**_SKELLAM, **_POISSON}, 'Poisson|largest_cohort'),
     ({**_SKELLAM, 'sampling': Sampling.POISSON, 'population_size': 12}, 'Poisson'),
     ({**_SKELLAM, 'amplified': True}, 'amplified'),

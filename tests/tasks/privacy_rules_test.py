@@ -150,6 +150,15 @@ _REFUSED = [
   ({**_DISTRIBUTED, 'sampling': 'poisson'}, '--sampling poisson: --privacy distributed counts on '),
   ({**_DISTRIBUTED, 'clip': 'adaptive'}, '--clip adaptive: --privacy distributed adds noise on '),
   ({**_DISTRIBUTED, 'secure_aggregation': False}, '--no-secure-aggregation: --privacy distributed'),
+  (
+    {
+      **_CENTRAL,
+      'insecure_seeded_noise': True,
+      'secure_aggregation': True,
+      'secure_rounding': 'conditional',
+    },
+    '--secure-rounding conditional: --secure-aggregation with --insecure-seeded-noise repeats no ',
+  ),
   ({**_DISTRIBUTED, 'insecure_seeded_noise': True}, '--insecure-seeded-noise: --privacy distribut'),
   (
     {**_CENTRAL, 'secure_aggregation': True, 'secure_threshold': 9},

@@ -48,7 +48,7 @@ _SECURE_CHOICES = {
   'weights': (None, 'module', 'uniform', 'examples'),
   'padding': (None, 'state'),
   'sampling': (None, 'fixed', 'minsep'),
-  'rank_dynamics': (None, 'tier'),
+  'insecure_seeded_noise': (None, True),
 }
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says about its secure sums: no more than holds."""
 
-import pytest
-
 from tasks import dp_settings, secure_facts
 from tasks.config import RunConfig
 
@@ -15,27 +13,25 @@ def _grid(**given):
   return secure_facts.grid(dp_settings.settle(RunConfig(**given), 100, 1000))
 
 
-def test_a_mean_of_equal_clients_moves_by_half_a_step():
+def test_numbers_of_a_client_and_of_a_mean_of_equal_ones_move_by_half_a_step():
   # 2 / (2^15 - 1) = 6.1e-5.
   assert _grid(**_SECURE) == (
-    'Secure sums (simulated): 16 bits a number, nearest rounding in steps of 6.1e-05, which moves a'
-    ' number of the mean of 10 clients by at most 3.1e-05; modulo 2^20, where no sum can wrap'
-    ' around.'
+    'Secure sums (simulated): 16 bits a number, nearest rounding in steps of 6.1e-05, which moves'
+    ' each number of a client, and so of a mean of equal clients, by at most 3.1e-05; modulo 2^20,'
+    ' where no sum can wrap around.'
   )
 
 
-@pytest.mark.parametrize(
-  ('given', 'moved'),
-  [
-    ({'weights': 'module', 'weight_reference': 0.1}, '0.00061'),
-    ({'weights': 'examples'}, '0.00031'),
-    ({'method': 'coverage', 'rank_tiers': {4: 0.5, 32: 0.5}, 'rank_dynamics': 'tier'}, '0.00031'),
-  ],
-)
-def test_nothing_is_said_of_a_mean_that_is_divided_by_less_than_its_clients(given, moved):
-  said = _grid(**_SECURE, **given)
-  assert f' a number of the sum of 10 clients by at most {moved};' in said
-  assert 'mean' not in said
+def test_a_coarse_grid_is_said_to_cost_privacy():
+  # sqrt(1 + 1000 / 31^2 / 4 + (1 + sqrt(1000) / 31 / 2) / 31)
+  assert ' grow to 1.14 times the clip, which the account' in _grid(**_CENTRAL, secure_bits=6)
+  assert ' grow to less than 1.01 times the clip' in _grid(**_CENTRAL)
+
+
+def test_noise_of_clients_may_wrap_a_sum_and_none_cannot():
+  distributed = {'privacy': 'distributed', 'clients_per_round': 10}
+  assert 'noise makes one wrap around' in _grid(**distributed, noise_multiplier=1.0)
+  assert 'no sum can wrap around' in _grid(**distributed, noise_multiplier=0.0)
 
 
 def test_steps_that_follow_a_clip_are_those_of_the_first():
