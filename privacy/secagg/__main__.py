@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Secure sums on the command line: `python -m privacy.secagg server|client|keygen --help`.
+"""Secure sums on the command line: `python -m privacy.secagg server|client|keygen|degree --help`.
 
 All must be started for the same protocol: the flags that describe it are the same for both.
 """
@@ -9,16 +9,24 @@ import argparse
 import asyncio
 import os
 import pathlib
+import re
 import sys
+import tempfile
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
 
-from privacy.secagg import primitives, tcp
+from privacy.secagg import graph, primitives, tcp
 from privacy.secagg.errors import SecAggError
 from privacy.secagg.parameters import Mode, ProtocolSpec
 
 _USER_ERROR, _INTERRUPTED = 2, 130
+_MOST_PORT, _MOST_CLIENTS, _DIGITS = (1 << 16) - 1, 1 << 20, 20
+_COMMANDS = 'server|client|keygen|degree'
+# What the library calls otherwise than the flags, which are its names with dashes.
+_FLAGS = {'num_clients': 'clients', 'client_id': 'id', 'vector_length': 'length'}
+_MODES = {mode.name: f'--mode {mode.value}' for mode in Mode}
 
 
 class _UsageError(Exception):
@@ -39,14 +47,27 @@ def main(arguments: list[str] | None = None) -> int:
     flags.run(flags)
   except KeyboardInterrupt:
     return _fail('interrupted', _INTERRUPTED)
-  except (_UsageError, EOFError, OSError, SecAggError, ValueError) as error:
+  except (_UsageError, EOFError, MemoryError, OSError, SecAggError, ValueError) as error:
     return _fail(_in_words(error))
   return 0
 
 
 def _fail(message: str, code: int = _USER_ERROR) -> int:
-  print(' '.join(f'secagg: {message}'.split()), file=sys.stderr)
+  _warn(message)
   return code
+
+
+def _warn(message: str) -> None:
+  print(' '.join(f'secagg: {_in_flags(message)}'.split()), file=sys.stderr, flush=True)
+
+
+def _in_flags(message: str) -> str:
+  """A message of the library in which arguments are flags."""
+  modes = re.compile(rf'\b({"|".join(_MODES)}) mode\b')
+  message = modes.sub(lambda found: _MODES[found[1]], message)
+  return re.sub(
+    '`([a-z_]+)`', lambda found: '--' + _FLAGS.get(found[1], found[1]).replace('_', '-'), message
+  )
 
 
 def _in_words(error: Exception) -> str:
@@ -57,6 +78,8 @@ def _in_words(error: Exception) -> str:
       return 'no server listens at --host and --port'
     case EOFError() | ConnectionError():
       return 'the server is gone'
+    case MemoryError():
+      return 'not enough memory for vectors of this --length'
     case OSError(filename=None):
       return error.strerror or str(error)
     case OSError():
@@ -67,10 +90,16 @@ def _in_words(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(prog='python -m privacy.secagg', description=(__doc__ or '').partition('\n')[0])
-  commands = parser.add_subparsers(required=True, metavar='server|client|keygen')
+  commands = parser.add_subparsers(required=True, metavar=_COMMANDS)
   shared = _shared_flags()
   server = commands.add_parser('server', parents=[shared], help='collect the sum of a session')
-  server.add_argument('--output', type=pathlib.Path, required=True, help='.npy file for the sum')
+  server.add_argument(
+    '--output',
+    type=pathlib.Path,
+    required=True,
+    help='.npy file for the sum: uint64 residues modulo M = 2^k, where k is --modulus-bits; those '
+    'from M/2 on stand for negative numbers, less by M',
+  )
   _add_deadline(server, 60.0, 'seconds that clients have for each phase')
   server.set_defaults(run=_serve)
   client = commands.add_parser('client', parents=[shared], help='give a vector to the sum')
@@ -80,12 +109,22 @@ def _parser() -> argparse.ArgumentParser:
   _add_deadline(client, 300.0, 'seconds to wait for each message of the server')
   client.set_defaults(run=_take_part)
   keygen = commands.add_parser('keygen', help='make the signing key of one client')
-  keygen.add_argument('--id', type=int, required=True, help='which client, from 0 on')
+  keygen.add_argument(
+    '--id', type=_whole(_MOST_CLIENTS - 1), required=True, help='which client, from 0 on'
+  )
   keygen.add_argument('--signing-key', type=pathlib.Path, required=True, help='file to make')
   keygen.add_argument(
     '--verify-keys', type=pathlib.Path, required=True, help='file to add the public key to'
   )
   keygen.set_defaults(run=_make_key)
+  degree = commands.add_parser('degree', help='find --neighbours, and the --threshold for them')
+  number = _whole(_MOST_CLIENTS)
+  degree.add_argument('--clients', type=number, required=True, help='how many may join')
+  degree.add_argument('--dropped', type=number, required=True, help='most that drop out')
+  degree.add_argument(
+    '--corrupted', type=number, required=True, help='most that tell the server what they see'
+  )
+  degree.set_defaults(run=_find_degree)
   return parser
 
 
@@ -96,26 +135,53 @@ def _add_deadline(parser: argparse.ArgumentParser, seconds: float, what: str) ->
 
 
 def _seconds(text: str) -> float:
-  seconds = float(text)
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = 0.0
   if not seconds > 0:
-    raise ValueError
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
   return seconds
+
+
+def _whole(most: int) -> Callable[[str], int]:
+  def read(text: str) -> int:
+    if not text.isdecimal() or len(text) > _DIGITS or int(text) > most:
+      raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to {most}')
+    return int(text)
+
+  return read
 
 
 def _shared_flags() -> _Parser:
   """The flags that the server and its clients must agree on, and where they meet."""
   shared = _Parser(add_help=False)
   shared.add_argument('--clients', type=int, required=True, help='how many may join')
-  shared.add_argument('--threshold', type=int, required=True, help='shares that recover a secret')
+  shared.add_argument(
+    '--threshold',
+    type=int,
+    required=True,
+    help='how many shares recover a secret: more than half of its holders (--clients, or '
+    '--neighbours + 1), with --mode malicious more than two thirds; at most all',
+  )
   shared.add_argument('--length', type=int, required=True, help='integers in a vector')
   shared.add_argument('--modulus-bits', type=int, required=True, help='the sum is modulo 2 to this')
   modes = [mode.value for mode in Mode]
   shared.add_argument('--mode', choices=modes, default=Mode.SEMI_HONEST.value)
-  shared.add_argument('--neighbours', type=int, help='others that a client shares keys with')
-  shared.add_argument('--smallest-cohort', type=int, help='fewest clients in a sum')
+  shared.add_argument(
+    '--neighbours',
+    type=int,
+    help='others that a client shares keys with, an even number, which `degree` finds together '
+    'with --threshold; default: all; not with --mode malicious',
+  )
+  shared.add_argument(
+    '--smallest-cohort', type=int, help='fewest clients in a sum; default: --threshold'
+  )
   shared.add_argument('--verify-keys', type=pathlib.Path, help='of all, for --mode malicious')
   shared.add_argument('--host', default='127.0.0.1', help='the server; default: %(default)s')
-  shared.add_argument('--port', type=int, required=True, help='0: any that is free (server)')
+  shared.add_argument(
+    '--port', type=_whole(_MOST_PORT), required=True, help='0: any that is free (server)'
+  )
   return shared
 
 
@@ -132,8 +198,7 @@ def _spec(flags: argparse.Namespace) -> ProtocolSpec:
 
 
 def _serve(flags: argparse.Namespace) -> None:
-  if not flags.output.parent.is_dir():
-    raise _UsageError(f'--output {flags.output}: the directory does not exist')
+  _check_output(flags.output)
   result = asyncio.run(
     tcp.serve(
       _spec(flags),
@@ -142,16 +207,52 @@ def _serve(flags: argparse.Namespace) -> None:
       deadline=flags.deadline,
       verify_keys=_read_verify_keys(flags.verify_keys),
       on_listening=lambda host, port: print(f'listening on {host}:{port}', flush=True),
+      on_loss=_warn,
     )
   )
-  with flags.output.open('wb') as file:
-    np.save(file, result.total)
+  _write_output(flags.output, result.total)
   print(f'sum of {len(result.clients)} clients: {" ".join(map(str, result.clients))}')
+  bits = flags.modulus_bits
+  print(
+    f'written to {flags.output}: {flags.length} residues modulo 2^{bits}; those from '
+    f'{1 << bits - 1} on stand for negative numbers, less by {1 << bits}'
+  )
+
+
+def _check_output(path: pathlib.Path) -> None:
+  """Raises unless a file can be written there: after the session it would be too late."""
+  if path.is_dir():
+    raise _UsageError(f'--output {path}: is a directory')
+  if path.exists() and not path.is_file():
+    raise _UsageError(f'--output {path}: is not a regular file')
+  parent = path.resolve().parent
+  if not parent.is_dir():
+    raise _UsageError(f'--output {path}: the directory does not exist')
+  if path.exists() and not os.access(path, os.W_OK):
+    raise _UsageError(f'--output {path}: not writable')
+  try:
+    tempfile.TemporaryFile(dir=parent).close()
+  except OSError as error:
+    raise _UsageError(f'--output {path}: not writable ({error.strerror})') from error
+
+
+def _write_output(path: pathlib.Path, total: np.ndarray) -> None:
+  """Writes all of the sum, or leaves what was there; follows a link."""
+  path = path.resolve()
+  draft = path.with_name(f'.secagg-{os.getpid()}.tmp')
+  try:
+    with draft.open('wb') as file:
+      np.save(file, total)
+      file.flush()
+      os.fsync(file.fileno())
+    draft.replace(path)
+  finally:
+    draft.unlink(missing_ok=True)
 
 
 def _take_part(flags: argparse.Namespace) -> None:
   spec = _spec(flags)
-  asyncio.run(
+  clients = asyncio.run(
     tcp.take_part(
       spec,
       flags.id,
@@ -163,16 +264,35 @@ def _take_part(flags: argparse.Namespace) -> None:
       verify_keys=_read_verify_keys(flags.verify_keys),
     )
   )
+  # With neighbours, a client does not see how many there are in all.
+  print(f'client {flags.id}: in the sum' + ('' if clients is None else f' of {clients}'))
 
 
 def _make_key(flags: argparse.Namespace) -> None:
   """Writes a new key, for its owner alone to read, and adds its public part to the list."""
+  if flags.signing_key.resolve() == flags.verify_keys.resolve():
+    raise _UsageError('--signing-key and --verify-keys are the same file; the one is secret')
+  known = _read_verify_keys(flags.verify_keys) if flags.verify_keys.exists() else {}
+  if flags.id in (known or {}):
+    raise _UsageError(f'--verify-keys {flags.verify_keys}: client {flags.id} has a key already')
   key = primitives.new_signing_key()
   handle = os.open(flags.signing_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-  with open(handle, 'w', encoding='ascii') as file:
-    file.write(key.hex() + '\n')
-  with flags.verify_keys.open('a', encoding='ascii') as file:
-    file.write(f'{flags.id} {primitives.verify_key(key).hex()}\n')
+  try:
+    with open(handle, 'w', encoding='ascii') as file:
+      file.write(key.hex() + '\n')
+    with flags.verify_keys.open('a', encoding='ascii') as file:
+      file.write(f'{flags.id} {primitives.verify_key(key).hex()}\n')
+  except BaseException:
+    # A key that nobody could verify is of no use, and would be in the way of the next one.
+    flags.signing_key.unlink()
+    raise
+
+
+def _find_degree(flags: argparse.Namespace) -> None:
+  if flags.dropped + flags.corrupted >= flags.clients:
+    raise _UsageError('--dropped and --corrupted together are not fewer than --clients')
+  found = graph.degree(flags.clients, flags.dropped, flags.corrupted)
+  print(f'--neighbours {found.neighbours} --threshold {found.threshold}')
 
 
 def _read_signing_key(path: pathlib.Path | None) -> bytes | None:
@@ -211,8 +331,9 @@ def _key(text: str) -> bytes:
 def _read_vector(path: pathlib.Path, spec: ProtocolSpec) -> np.ndarray:
   """A vector that goes with the spec; negative numbers count from the modulus down."""
   try:
-    vector = np.load(path, allow_pickle=False)
-  except (ValueError, EOFError) as error:
+    with path.open('rb') as file:
+      vector = np.lib.format.read_array(file, allow_pickle=False)
+  except ValueError as error:
     raise _UsageError(f'--vector {path}: not an array that np.save wrote') from error
   if vector.dtype.kind not in 'iu' or vector.shape != (spec.vector_length,):
     raise _UsageError(

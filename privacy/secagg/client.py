@@ -52,8 +52,10 @@ class Client:
     if not 0 <= client_id < spec.num_clients:
       raise ValueError(f'`client_id` {client_id} is not from 0 to {spec.num_clients - 1}.')
     spec.check_verify_keys(verify_keys)
-    if (spec.mode is Mode.MALICIOUS) != (signing_key is not None):
-      raise ValueError(f'`signing_key` is needed in MALICIOUS mode only; it is {spec.mode}.')
+    if spec.mode is Mode.MALICIOUS and signing_key is None:
+      raise ValueError('`signing_key` is needed in MALICIOUS mode; it is missing.')
+    if spec.mode is not Mode.MALICIOUS and signing_key is not None:
+      raise ValueError('`signing_key` is for MALICIOUS mode; leave it out.')
     trusted = verify_keys or {}
     if signing_key is not None and primitives.verify_key(signing_key) != trusted[client_id]:
       raise ValueError(f'`signing_key` is not that of client {client_id} in `verify_keys`.')
@@ -204,7 +206,7 @@ class Client:
   def _expect(self, phase: Phase):
     if self._phases[0] is not phase:
       raise errors.OutOfOrderError(
-        f'Client {self._id} cannot take {phase} now; next is {self._phases[0]}.'
+        f'Client {self._id} is not at {phase} now; next is: {self._phases[0]}.'
       )
 
   def _open(self, phase: Phase, message: bytes) -> bytes:
@@ -213,9 +215,9 @@ class Client:
     if front.direction is not Direction.TO_CLIENT or front.client != self._id:
       raise errors.AddressError(f'A message is not for client {self._id}.')
     if front.phase not in self._phases:
-      raise errors.ReplayError(f'{front.phase} is over for client {self._id}.')
+      raise errors.ReplayError(f'For client {self._id}, {front.phase} is over.')
     if front.phase is not phase:
-      raise errors.OutOfOrderError(f'A message is of {front.phase}, not of {phase}.')
+      raise errors.OutOfOrderError(f'A message is for {front.phase}, not for {phase}.')
     self._expect(phase)
     return front.body
 

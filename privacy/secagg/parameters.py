@@ -13,6 +13,16 @@ _MOST_CLIENTS = 1 << 20
 _MOST_BITS = 62
 SESSION_BYTES = 16
 VERIFY_KEY_BYTES = 32
+# By the value of the phase.
+_IN_WORDS = (
+  'advertising keys',
+  'sharing keys',
+  'sending masked vectors',
+  'confirming who is in the sum',
+  'unmasking',
+  'done',
+  'aborted',
+)
 
 
 class Mode(enum.Enum):
@@ -37,6 +47,10 @@ class Phase(enum.Enum):
   UNMASKING = 4
   DONE = 5
   ABORTED = 6
+
+  def __str__(self) -> str:
+    """What goes on, as errors say it."""
+    return _IN_WORDS[self.value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +174,9 @@ class ProtocolSpec:
       if verify_keys is not None:
         raise ValueError('`verify_keys` are for MALICIOUS mode; leave them out.')
       return
-    keys = verify_keys or {}
+    if verify_keys is None:
+      raise ValueError('`verify_keys` are needed in MALICIOUS mode; they are missing.')
+    keys = verify_keys
     missing = [c for c in range(self.num_clients) if len(keys.get(c, b'')) != VERIFY_KEY_BYTES]
     if missing:
       raise ValueError(

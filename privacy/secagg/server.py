@@ -92,7 +92,7 @@ class Server:
       OutOfOrderError: if the session is not DONE.
     """
     if self._result is None:
-      raise errors.OutOfOrderError(f'There is no result in {self.phase}.')
+      raise errors.OutOfOrderError(f'There is no result; the session is at: {self.phase}.')
     return self._result
 
   def receive(self, client_id: int, message: bytes):
@@ -109,9 +109,9 @@ class Server:
     if front.direction is not Direction.TO_SERVER or front.client != client_id:
       raise errors.AddressError(f'A message does not come from client {client_id}.')
     if client_id in self._heard[front.phase]:
-      raise errors.ReplayError(f'Client {client_id} has sent its message of {front.phase} before.')
+      raise errors.ReplayError(f'Client {client_id} has sent its message for {front.phase} before.')
     if front.phase is not self.phase:
-      raise errors.OutOfOrderError(f'A message is of {front.phase}, not of {self.phase}.')
+      raise errors.OutOfOrderError(f'A message is for {front.phase}, not for {self.phase}.')
     if client_id not in self._expected:
       raise errors.OutOfOrderError(f'Client {client_id} is not in the session any more.')
     take = {

@@ -1,46 +1,24 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of real processes that die, hang, lie about who they are or are started wrongly."""
+"""Sums over TCP with clients that hang, lie about who they are or are not of the protocol."""
 
 import asyncio
 import contextlib
-import pathlib
+import dataclasses
+import functools
 import socket
-import stat
 import struct
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 
-from privacy.secagg import __main__ as command
 from privacy.secagg import primitives, tcp, wire
 from privacy.secagg.errors import BelowThresholdError, MalformedMessageError, SecAggError
 from privacy.secagg.parameters import Mode, Phase, ProtocolSpec
 
-_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _LENGTH, _BITS = 5_000, 20
 _HELLO, _WELCOME, _MESSAGE, _END = 1, 2, 3, 4
-# A client process that kills itself where others answer; `halfway` kills it inside its vector.
-_VICTIM = """
-import os, signal, struct, sys
-from privacy.secagg import __main__, client, tcp
-
-def die(*_):
-  os.kill(os.getpid(), signal.SIGKILL)
-
-async def send(self, kind, body):
-  self.writer.write((struct.pack('>IB', len(body), kind) + body)[:6_000])
-  await self.writer.drain()
-  if len(body) > 6_000:
-    die()
-
-halfway = sys.argv[1] == 'halfway'
-setattr(*((tcp._Connection, 'send', send) if halfway else (client.Client, sys.argv[1], die)))
-sys.exit(__main__.main(sys.argv[2:]))
-"""
 
 
 def _spec(clients=4, threshold=3, mode=Mode.SEMI_HONEST):
@@ -99,86 +77,6 @@ async def _tell(port, *frames):
   return told
 
 
-def _flags(spec, port, **more):
-  flags = {'clients': spec.num_clients, 'threshold': spec.threshold, 'mode': spec.mode.value}
-  flags |= {'length': _LENGTH, 'modulus-bits': _BITS, 'port': port, **more}
-  return _words(flags)
-
-
-def _start(*words, victim=None):
-  program = ['-m', 'privacy.secagg'] if victim is None else ['-c', _VICTIM, victim]
-  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-  return subprocess.Popen([sys.executable, *program, *words], cwd=_ROOT, text=True, **pipes)
-
-
-@contextlib.contextmanager
-def _processes(spec, victims, folder):
-  """A server process and its clients, some of which will die; each ends with the context."""
-  vectors, more = _vectors(spec.num_clients), {}
-  if spec.mode is Mode.MALICIOUS:
-    more = {'verify-keys': folder / 'clients.pub'}
-    for k in range(spec.num_clients):
-      key = folder / f'{k}.key'
-      assert command.main(['keygen', '--id', f'{k}', '--signing-key', f'{key}', *_words(more)]) == 0
-  server = _start('server', *_flags(spec, 0, output=folder / 'sum.npy', deadline=60, **more))
-  started = [server]
-  try:
-    port = int(server.stdout.readline().rpartition(':')[2])
-    for k in range(spec.num_clients):
-      np.save(folder / f'{k}.npy', vectors[k])
-      own = {'id': k, 'vector': folder / f'{k}.npy', **more}
-      if spec.mode is Mode.MALICIOUS:
-        own['signing-key'] = folder / f'{k}.key'
-      started.append(_start('client', *_flags(spec, port, **own), victim=victims.get(k)))
-    yield started
-  finally:
-    for process in started:
-      process.kill()
-      process.communicate()
-
-
-def _is_one_line(err):
-  return err.startswith('secagg: ') and err.count('\n') == 1
-
-
-def _words(flags):
-  return [text for key, value in flags.items() for text in (f'--{key}', str(value))]
-
-
-@pytest.mark.parametrize(
-  ('spec', 'victims'),
-  [
-    (_spec(9, 5), {0: 'share_keys', 3: 'mask', 4: 'halfway', 8: 'unmask'}),
-    (_spec(10, 7, Mode.MALICIOUS), {1: 'mask', 2: 'confirm', 9: 'unmask'}),
-  ],
-  ids=['semi_honest', 'malicious'],
-)
-def test_sum_of_processes_of_which_some_are_killed(spec, victims, tmp_path):
-  with _processes(spec, victims, tmp_path) as (server, *clients):
-    out, err = server.communicate(timeout=120)
-    codes = [client.wait(timeout=60) for client in clients]
-  assert (err, server.returncode) == ('', 0)
-  assert codes == [-9 if k in victims else 0 for k in range(spec.num_clients)]
-  # Whoever dies after its vector has come is in the sum.
-  gone = [k for k, where in victims.items() if where in ('share_keys', 'mask', 'halfway')]
-  there = [k for k in range(spec.num_clients) if k not in gone]
-  assert out == f'sum of {len(there)} clients: {" ".join(map(str, there))}\n'
-  total = _total(_vectors(spec.num_clients), there)
-  np.testing.assert_array_equal(np.load(tmp_path / 'sum.npy'), total)
-
-
-def test_below_the_threshold_the_server_stops_and_tells_the_clients(tmp_path):
-  victims = {0: 'mask', 1: 'mask'}
-  with _processes(_spec(4, 3), victims, tmp_path) as (server, *clients):
-    out, err = server.communicate(timeout=120)
-    said = [client.communicate(timeout=120)[1] for client in clients]
-  assert (out, server.returncode) == ('', 2)
-  assert _is_one_line(err)
-  assert not (tmp_path / 'sum.npy').exists()
-  assert said == ['', '', err, err]
-  assert [client.returncode for client in clients] == [-9, -9, 2, 2]
-
-
 @pytest.mark.parametrize('mode', list(Mode))
 def test_who_never_joins_or_hangs_is_left_out(mode):
   spec = _spec(7, 5, mode)
@@ -195,7 +93,9 @@ def test_who_never_joins_or_hangs_is_left_out(mode):
     await asyncio.gather(*(_join(spec, k, port, **signing[k], **verify) for k in range(5)))
     hanging[1].close()
 
-  result, _ = _serve(spec, play, deadline=1.0, **verify)
+  lost = []
+  result, _ = _serve(spec, play, deadline=1.0, on_loss=lost.append, **verify)
+  assert lost[:2] == ['client 5 did not join', 'client 6 did not join']
   assert result.clients == (0, 1, 2, 3, 4)
   np.testing.assert_array_equal(result.total, _total(_vectors(7), range(5)))
 
@@ -216,12 +116,15 @@ def test_who_hangs_in_a_phase_is_left_out_and_told(phase, monkeypatch):
 
   monkeypatch.setattr(tcp, 'answer', answer)
   monkeypatch.setattr(tcp._Connection, 'send', send)
-  result, outcomes = _serve(spec, lambda port: _join_all(spec, port), deadline=1.0)
+  lost = []
+  play = functools.partial(_join_all, spec)
+  result, outcomes = _serve(spec, play, deadline=1.0, on_loss=lost.append)
   there = [0, 1, 2, 3, 4] if phase is Phase.UNMASKING else [0, 2, 3, 4]
   assert list(result.clients) == there
   np.testing.assert_array_equal(result.total, _total(_vectors(5), there))
   assert 'too late' in str(outcomes.pop(1))
-  assert outcomes == [None] * 4
+  assert outcomes == [len(there)] * 4
+  assert lost == [f'dropped client 1 while {phase}: the answer came too late']
 
 
 def test_a_message_longer_than_the_phase_allows_is_not_read(monkeypatch):
@@ -243,8 +146,16 @@ def test_a_message_longer_than_the_phase_allows_is_not_read(monkeypatch):
   [
     ([struct.pack('>IB', 2**32 - 1, _HELLO)], b'a frame of 4294967295 bytes'),
     ([_frame(_MESSAGE, b'')], b'a frame of kind 3, where 1 was due'),
-    ([_frame(_HELLO, b'')], b'the server was started for'),
-    ([_hello(_spec(4, 4), 0)], b'threshold 3,'),
+    ([_frame(_HELLO, b'')], b'a greeting of 0 bytes'),
+    ([_frame(_HELLO, bytes(4) + b'other')], b'another version'),
+    (
+      [_hello(_spec(4, 4), 0)],
+      b'the server was started with `threshold` 3, the client with `threshold` 4',
+    ),
+    (
+      [_hello(dataclasses.replace(_spec(), smallest_cohort=4), 0)],
+      b'the server was started with no `smallest_cohort`, the client with `smallest_cohort` 4',
+    ),
     ([_hello(_spec(), 0), _frame(_MESSAGE, b'junk')], b'cut short'),
     ([_hello(_spec(), 77), _frame(_MESSAGE, bytes(40))], b'Not a message'),
     ([b'GET / HTTP/1.0\r\n\r\n'], b'a frame of'),
@@ -256,12 +167,14 @@ def test_strangers_are_sent_away_and_change_nothing(frames, reason):
   async def play(port):
     return await _tell(port, *frames), await _join_all(spec, port)
 
-  result, (told, outcomes) = _serve(spec, play)
+  lost = []
+  result, (told, outcomes) = _serve(spec, play, on_loss=lost.append)
   # Before the end there may be a welcome.
   end = told[5 + 16 :] if told[4] == _WELCOME else told
   assert end[4] == _END
   assert reason in end
-  assert outcomes == [None] * 4
+  assert end[5:].decode() in lost[0]
+  assert (outcomes, len(lost)) == ([4] * 4, 1)
   np.testing.assert_array_equal(result.total, _total(_vectors(4), range(4)))
 
 
@@ -328,73 +241,30 @@ def test_a_client_survives_any_server(reply, error):
   assert str(caught.value).isprintable()
 
 
-def _client_words(folder, **changes):
-  np.save(folder / 'v.npy', _vectors(1)[0])
-  flags = {'id': 0, 'vector': folder / 'v.npy', **changes}
-  return ['client', *_flags(_spec(), flags.pop('port', 1), **flags)]
+def test_what_a_stranger_says_is_cut_and_made_printable():
+  hello = tcp._describe(_spec()).replace(b'threshold 3', b'threshold \x1b[2J' + b'9' * 500)
+
+  async def play(port):
+    frame = _frame(_HELLO, bytes(4) + hello)
+    return await _tell(port, frame), await _join_all(_spec(), port)
+
+  lost = []
+  _serve(_spec(), play, on_loss=lost.append)
+  assert lost == [
+    'refused client 0: the server was started with `threshold` 3, the client with `threshold`  '
+    f'[2J{"9" * 16}'
+  ]
 
 
-@pytest.mark.parametrize(
-  ('changes', 'named'),
-  [
-    ({'vector': 'missing.npy'}, 'missing.npy'),
-    ({'vector': __file__}, '--vector'),
-    ({'threshold': 1}, '`threshold` 1 is not more than half'),
-    ({'id': 4}, '4'),
-    ({'id': 'x'}, '--id'),
-    ({'mode': 'malicious', 'verify-keys': __file__}, f'--verify-keys {__file__}:1'),
-    ({'signing-key': __file__}, '--signing-key'),
-    ({'mode': 'kind'}, '--mode'),
-    ({'deadline': -1}, '--deadline'),
-    ({}, 'no server listens'),
-  ],
-)
-def test_errors_of_the_client_are_one_line(changes, named, tmp_path, capsys):
-  assert command.main(_client_words(tmp_path, **changes)) == 2
-  _, err = capsys.readouterr()
-  assert _is_one_line(err)
-  assert named in err
+def test_with_neighbours_a_client_does_not_know_how_many_are_in_the_sum():
+  spec = ProtocolSpec(6, 3, _LENGTH, _BITS, Mode.SEMI_HONEST, neighbours=4)
+  result, outcomes = _serve(spec, functools.partial(_join_all, spec))
+  assert (len(result.clients), outcomes) == (6, [None] * 6)
 
 
-@pytest.mark.parametrize(
-  'vector',
-  [
-    np.zeros(_LENGTH + 1, np.int64),
-    np.zeros([_LENGTH, 1], np.int64),
-    np.zeros(_LENGTH, np.float32),
-    np.full(_LENGTH, 1 << _BITS, np.uint64),
-    np.full(_LENGTH, -(1 << _BITS), np.int64),
-  ],
-)
-def test_other_vectors_are_refused_before_anything_is_sent(vector, tmp_path, capsys):
-  np.save(tmp_path / 'other.npy', vector)
-  assert command.main(_client_words(tmp_path, vector=tmp_path / 'other.npy')) == 2
-  _, err = capsys.readouterr()
-  assert _is_one_line(err)
-  assert f'--vector {tmp_path}/other.npy: ' in err
-
-
-def test_errors_of_the_server_are_one_line(tmp_path, capsys):
-  with socket.create_server(('127.0.0.1', 0)) as taken:
-    port = taken.getsockname()[1]
-    for changes, named in (
-      ({'output': tmp_path / 'no' / 'sum.npy'}, '--output'),
-      ({'output': tmp_path / 'sum.npy'}, 'in use'),
-      ({'output': tmp_path / 'sum.npy', 'mode': 'malicious', 'threshold': 3}, 'verify'),
-    ):
-      assert command.main(['server', *_flags(_spec(), port, **changes)]) == 2
-      _, err = capsys.readouterr()
-      assert _is_one_line(err)
-      assert named in err
-  assert command.main([]) == 2
-
-
-def test_a_signing_key_is_its_owners_alone_and_never_replaced(tmp_path, capsys):
-  key, keys = tmp_path / 'a.key', tmp_path / 'all.pub'
-  words = ['keygen', '--id', '3', '--signing-key', f'{key}', '--verify-keys', f'{keys}']
-  assert command.main(words) == 0
-  assert stat.S_IMODE(key.stat().st_mode) == 0o600
-  before = key.read_bytes(), keys.read_bytes()
-  assert command.main(words) == 2
-  assert 'a.key' in capsys.readouterr().err
-  assert (key.read_bytes(), keys.read_bytes()) == before
+def test_a_vector_that_no_frame_holds_is_refused_before_there_is_a_connection():
+  spec, place = dataclasses.replace(_spec(), vector_length=1 << 40), {'host': 'x', 'port': 1}
+  with pytest.raises(ValueError, match='`vector_length` 1099511627776 makes a message'):
+    asyncio.run(tcp.serve(spec, deadline=1.0, **place))
+  with pytest.raises(ValueError, match='`vector_length`'):
+    asyncio.run(tcp.take_part(spec, 0, np.zeros(1, np.int64), deadline=1.0, **place))
