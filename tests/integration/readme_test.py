@@ -12,8 +12,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-_README = pathlib.Path(__file__).parents[2] / 'README.md'
+_ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = 128
+
+
+def _examples(path):
+  return re.findall(r'```python\n(.*?)```', (_ROOT / path).read_text('utf-8'), re.DOTALL)
 
 
 def _client_data():
@@ -36,7 +40,7 @@ def _client_data():
 @pytest.mark.slow
 @pytest.mark.usefixtures('tff_runtime')
 def test_the_python_example_trains(tmp_path, monkeypatch):
-  [example] = re.findall(r'```python\n(.*?)```', _README.read_text('utf-8'), re.DOTALL)
+  example, _ = _examples('README.md')
   monkeypatch.chdir(tmp_path)
   names = {
     'keras_nlp_backbone': keras_nlp.models.GPT2Backbone(
@@ -57,3 +61,15 @@ def test_the_python_example_trains(tmp_path, monkeypatch):
   changed = [np.any(x != y) for x, y in zip(*map(tf.nest.flatten, adapters), strict=True)]
   assert all(changed)
   assert names['clients'].ranks['one'] == 1
+
+
+def test_the_python_examples_of_secure_aggregation_run(capsys):
+  _, factories = _examples('README.md')
+  names = {}
+  exec(factories, names)
+  assert isinstance(names['aggregator'], tff.aggregators.UnweightedAggregationFactory)
+  assert names['session'].modulus_bits == names['grid'].sum_bits
+  [session] = _examples('docs/secure_aggregation.md')
+  exec(session, {})
+  said = re.search(r'# (\[.*\])', session).group(1)
+  assert capsys.readouterr().out.strip() == said
