@@ -149,8 +149,8 @@ class RunConfig:
   )
   l2_clip_norm: float = _private(
     2.0,
-    'Largest norm of what one client sends, all modules together; to be given for secure sums'
-    ' without privacy, and otherwise open there.',
+    'Largest norm of what one client sends, all modules together; without privacy there is none'
+    ' unless given, which secure sums need.',
     values.positive,
   )
   deviation_from_exact: bool = _open(
