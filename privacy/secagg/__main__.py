@@ -10,6 +10,7 @@ import asyncio
 import os
 import pathlib
 import re
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def _in_words(error: Exception) -> str:
     case TimeoutError():
       return 'the server did not answer in time; --deadline is how long it may take'
     case ConnectionRefusedError():
-      return 'no server listens at --host and --port'
+      return 'no server listens at --host and --port, or its session has begun'
     case EOFError() | ConnectionError():
       return 'the server is gone'
     case MemoryError():
@@ -228,8 +229,6 @@ def _check_output(path: pathlib.Path) -> None:
   parent = path.resolve().parent
   if not parent.is_dir():
     raise _UsageError(f'--output {path}: the directory does not exist')
-  if path.exists() and not os.access(path, os.W_OK):
-    raise _UsageError(f'--output {path}: not writable')
   try:
     tempfile.TemporaryFile(dir=parent).close()
   except OSError as error:
@@ -239,9 +238,10 @@ def _check_output(path: pathlib.Path) -> None:
 def _write_output(path: pathlib.Path, total: np.ndarray) -> None:
   """Writes all of the sum, or leaves what was there; follows a link."""
   path = path.resolve()
-  draft = path.with_name(f'.secagg-{os.getpid()}.tmp')
+  # A name that nobody can guess, and `x` follows no link that somebody put there.
+  draft = path.with_name(f'.secagg-{secrets.token_hex(16)}.tmp')
   try:
-    with draft.open('wb') as file:
+    with draft.open('xb') as file:
       np.save(file, total)
       file.flush()
       os.fsync(file.fileno())
@@ -280,12 +280,20 @@ def _make_key(flags: argparse.Namespace) -> None:
   try:
     with open(handle, 'w', encoding='ascii') as file:
       file.write(key.hex() + '\n')
-    with flags.verify_keys.open('a', encoding='ascii') as file:
-      file.write(f'{flags.id} {primitives.verify_key(key).hex()}\n')
+    _append(flags.verify_keys, f'{flags.id} {primitives.verify_key(key).hex()}\n')
   except BaseException:
     # A key that nobody could verify is of no use, and would be in the way of the next one.
     flags.signing_key.unlink()
     raise
+
+
+def _append(path: pathlib.Path, line: str) -> None:
+  """Adds a line, also where the last one was left without an end."""
+  with path.open('ab+') as file:
+    if file.tell():
+      file.seek(-1, os.SEEK_END)
+      line = line if file.read() == b'\n' else '\n' + line
+    file.write(line.encode('ascii'))
 
 
 def _find_degree(flags: argparse.Namespace) -> None:
@@ -298,6 +306,8 @@ def _find_degree(flags: argparse.Namespace) -> None:
 def _read_signing_key(path: pathlib.Path | None) -> bytes | None:
   if path is None:
     return None
+  if os.name == 'posix' and path.stat().st_mode & 0o077:
+    raise _UsageError(f'--signing-key {path}: open to others; run chmod 600 on it')
   try:
     return _key(path.read_text('ascii'))
   except ValueError as error:

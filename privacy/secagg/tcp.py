@@ -7,21 +7,21 @@ is and what it was started for, hears the session, and from then on answers each
 protocol with one of its own, until the server ends the session: with nothing, or with the reason.
 
 A client that is gone, is late or breaks the protocol is out, and what that means for the sum is the
-state machine's to say. The frames themselves are neither encrypted nor authenticated: that vectors
+state machine's to say. Without TLS, frames are neither encrypted nor authenticated: that vectors
 stay hidden is the protocol's work, and so, in MALICIOUS mode, is who the clients are.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import enum
 import os
+import ssl
 import struct
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from privacy.secagg import bodies, wire
+from privacy.secagg import bodies, greeting, wire
 from privacy.secagg.client import Client
 from privacy.secagg.errors import MalformedMessageError, SecAggError
 from privacy.secagg.parameters import SESSION_BYTES, Phase, ProtocolSpec
@@ -29,19 +29,18 @@ from privacy.secagg.server import SecureSum, Server
 from privacy.secagg.wire import Direction
 
 _HEADER = struct.Struct('>IB')
-_ID = struct.Struct('>I')
 _REASON_BYTES = 1000
 _FRAME_BYTES = (1 << 32) - 1
+# Seconds that the other side of a connection has to read its end.
+_PARTING = 1.0
+_MOST_REFUSALS_TOLD = 10
+_BROKEN = 'the server broke off the session'
 # What a connection can fail with; a timeout is an OSError.
 _FAILURES = (OSError, EOFError, SecAggError)
 
 
 class SessionEndedError(SecAggError):
   """The server ended the session before its sum, for the reason in the message."""
-
-
-class _RefusedError(SecAggError):
-  """A client that cannot join."""
 
 
 class _Kind(enum.IntEnum):
@@ -53,17 +52,19 @@ class _Kind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class _Connection:
-  """One end of a connection."""
+  """One end of a connection; what takes longer than the deadline, in seconds, is a TimeoutError."""
 
   reader: asyncio.StreamReader
   writer: asyncio.StreamWriter
+  deadline: float
 
   async def send(self, kind: _Kind, body: bytes) -> None:
     """Writes a frame, and waits where the other side does not read."""
     self.writer.write(_HEADER.pack(len(body), kind) + body)
-    await self.writer.drain()
+    async with asyncio.timeout(self.deadline):
+      await self.writer.drain()
 
-  async def receive(self, kind: _Kind, most: int) -> bytes:
+  async def receive(self, kind: _Kind, most: int = 0) -> bytes:
     """Reads a frame of this kind of at most `most` bytes; an end with a reason is an error.
 
     Raises:
@@ -71,28 +72,25 @@ class _Connection:
       SessionEndedError: the session ended too early, or with a reason.
       EOFError: the other side is gone.
     """
-    length, number = _HEADER.unpack(await self.reader.readexactly(_HEADER.size))
-    limit = _REASON_BYTES if number == _Kind.END else most
-    if length > limit:
-      raise MalformedMessageError(f'a frame of {length} bytes, where {limit} are the most')
-    body = await self.reader.readexactly(length)
+    async with asyncio.timeout(self.deadline):
+      length, number = _HEADER.unpack(await self.reader.readexactly(_HEADER.size))
+      limit = _REASON_BYTES if number == _Kind.END else most
+      if length > limit:
+        raise MalformedMessageError(f'a frame of {length} bytes, where {limit} are the most')
+      body = await self.reader.readexactly(length)
     if number == _Kind.END and (body or kind is not _Kind.END):
-      text = body.decode('utf-8', 'replace') or 'the server ended the session'
-      raise SessionEndedError(_printable(text))
+      text = body.decode('utf-8', 'replace') or 'the session was ended early, without a reason'
+      raise SessionEndedError(greeting.printable(text))
     if number != kind:
       raise MalformedMessageError(f'a frame of kind {number}, where {kind.value} was due')
     return body
 
-  async def hear(self, deadline: float, kind: _Kind, most: int = 0) -> bytes:
-    """Reads a frame within so many seconds."""
-    async with asyncio.timeout(deadline):
-      return await self.receive(kind, most)
-
   def end(self, reason: str = '') -> None:
-    """Says that the session is over, as far as that can be said at once, and closes."""
+    """Says that the session is over and closes, soon also if the other side does not read."""
     body = reason.encode()[:_REASON_BYTES]
     self.writer.write(_HEADER.pack(len(body), _Kind.END) + body)
     self.writer.close()
+    asyncio.get_running_loop().call_later(_PARTING, self.writer.transport.abort)
 
 
 class _Attendance:
@@ -109,31 +107,57 @@ class _Attendance:
     self._spec, self._server = spec, server
     self._session, self._deadline, self._on_loss = session, deadline, on_loss
     self._connections: dict[int, _Connection] = {}
-    self._joining = True
+    # Who is about to join, oldest first.
+    self._strangers: dict[_Connection, asyncio.Task[None]] = {}
+    self._refusals, self._joining = 0, True
     self._all_here = asyncio.Event()
 
-  async def admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+  def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Lets a stranger say who it is, where it is not too late.
+
+    Of too many, the one that has been silent longest has to go: a client is quick to join.
+    """
+    stranger = _Connection(reader, writer, self._deadline)
+    if not self._joining:
+      stranger.end('the session has begun without this client')
+      return
+    if len(self._strangers) >= 2 * self._spec.num_clients + 16:
+      oldest, task = next(iter(self._strangers.items()))
+      task.cancel()
+      self._refuse(oldest, 'a client', 'too many are about to join')
+    self._strangers[stranger] = asyncio.get_running_loop().create_task(self._admit(stranger))
+
+  async def _admit(self, stranger: _Connection) -> None:
     """Takes a client in once the server has taken its first message; any other is sent away."""
-    stranger, who = _Connection(reader, writer), 'a client'
+    who = 'a client'
     try:
       async with asyncio.timeout(self._deadline):
-        hello = await stranger.receive(_Kind.HELLO, _ID.size + _REASON_BYTES)
-        client_id, protocol = _read_hello(hello)
+        client_id, protocol = greeting.read(await stranger.receive(_Kind.HELLO, greeting.BYTES))
         who = f'client {client_id}'
-        _check_same(self._spec, protocol)
+        greeting.check_same(self._spec, protocol)
         await stranger.send(_Kind.WELCOME, self._session)
         message = await stranger.receive(_Kind.MESSAGE, self._due_bytes(Phase.ADVERTISE_KEYS))
-      if not self._joining:
-        raise _RefusedError('the session has begun without this client')
       self._server.receive(client_id, message)
     except _FAILURES as error:
-      reason = _reason(error)
-      stranger.end(reason)
-      self._on_loss(f'refused {who}: {reason}')
+      self._refuse(stranger, who, _reason(error))
       return
+    except Exception:
+      del self._strangers[stranger]
+      stranger.end(_BROKEN)
+      raise
+    del self._strangers[stranger]
     self._connections[client_id] = stranger
     if len(self._connections) == self._spec.num_clients:
       self._all_here.set()
+
+  def _refuse(self, stranger: _Connection, who: str, reason: str) -> None:
+    del self._strangers[stranger]
+    stranger.end(reason)
+    self._refusals += 1
+    if self._refusals <= _MOST_REFUSALS_TOLD:
+      self._on_loss(f'refused {who}: {reason}')
+    elif self._refusals == _MOST_REFUSALS_TOLD + 1:
+      self._on_loss('refused others too, which are not listed')
 
   async def join(self) -> None:
     """Waits until all clients are here, or the deadline; then no one else may join."""
@@ -143,12 +167,12 @@ class _Attendance:
     except TimeoutError:
       pass  # Whether those who are here are enough is the protocol's question.
     self._joining = False
+    self._dismiss_strangers('the session has begun without this client')
     for client_id in sorted(self._server.missing):
       self._on_loss(f'client {client_id} did not join')
 
-  async def run(self):
-    """Takes the session from its first phase to its last."""
-    await self.join()
+  async def run(self) -> None:
+    """Takes the session from its second phase to its last."""
     outgoing = self._server.close_phase()
     while self._server.phase is not Phase.DONE:
       await self.exchange(outgoing)
@@ -156,7 +180,13 @@ class _Attendance:
 
   async def exchange(self, outgoing: Mapping[int, bytes]) -> None:
     """Sends each client its message and passes on what it answers; loses those who do not."""
-    await asyncio.gather(*(self._ask(i, message) for i, message in outgoing.items()))
+    try:
+      async with asyncio.TaskGroup() as group:
+        for client_id, message in outgoing.items():
+          group.create_task(self._ask(client_id, message))
+    except BaseExceptionGroup as errors:
+      # The others only tell of what came of the first.
+      raise errors.exceptions[0] from errors
 
   async def _ask(self, client_id: int, message: bytes) -> None:
     connection = self._connections.get(client_id)
@@ -179,46 +209,19 @@ class _Attendance:
     return wire.message_bytes(self._spec, phase, Direction.TO_SERVER)
 
   def dismiss(self, reason: str = '') -> None:
-    """Ends the session for all who are still here."""
+    """Ends the session for all who are still here, or about to join."""
+    self._joining = False
+    self._dismiss_strangers(reason)
     for connection in self._connections.values():
       connection.end(reason)
     self._connections.clear()
 
-
-def _describe(spec: ProtocolSpec) -> bytes:
-  """The protocol in one line, which both sides compare."""
-  fields = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
-  values = ((name, v.value if isinstance(v, enum.Enum) else v) for name, v in fields)
-  return ', '.join(f'{name} {value}' for name, value in values).encode()
-
-
-def _read_hello(hello: bytes) -> tuple[int, str]:
-  """Who a client says it is, and what it was started for."""
-  if len(hello) < _ID.size:
-    raise MalformedMessageError(f'a greeting of {len(hello)} bytes, which has no client in it')
-  return _ID.unpack_from(hello)[0], hello[_ID.size :].decode('utf-8', 'replace')
-
-
-def _check_same(spec: ProtocolSpec, protocol: str):
-  """Raises unless a client was started for the same protocol; says what differs, and only that."""
-  if protocol == _describe(spec).decode():
-    return
-  ours, theirs = (
-    {field.partition(' ')[0]: field.partition(' ')[2] for field in text.split(', ')}
-    for text in (_describe(spec).decode(), protocol)
-  )
-  names = [name for name in ours if theirs.get(name) != ours[name]]
-  if theirs.keys() != ours.keys() or not names:
-    raise _RefusedError('the server was started for another version of the protocol')
-  server, client = (
-    ' and '.join(
-      # What comes from the other side may be anything.
-      f'no `{name}`' if values[name] == 'None' else f'`{name}` {_printable(values[name][:20])}'
-      for name in names
-    )
-    for values in (ours, theirs)
-  )
-  raise _RefusedError(f'the server was started with {server}, the client with {client}')
+  def _dismiss_strangers(self, reason: str) -> None:
+    for stranger, task in self._strangers.items():
+      # One that is cancelled before it starts could not say so itself.
+      task.cancel()
+      stranger.end(reason)
+    self._strangers.clear()
 
 
 def _check_frames(spec: ProtocolSpec):
@@ -229,10 +232,6 @@ def _check_frames(spec: ProtocolSpec):
       f'`vector_length` {spec.vector_length} makes a message of {most} bytes; '
       f'{_FRAME_BYTES} are the most over TCP.'
     )
-
-
-def _printable(text: str) -> str:
-  return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
 def _reason(error: BaseException) -> str:
@@ -251,6 +250,7 @@ async def serve(
   port: int,
   deadline: float,
   verify_keys: Mapping[int, bytes] | None = None,
+  ssl: ssl.SSLContext | None = None,
   on_listening: Callable[[str, int], None] = lambda host, port: None,
   on_loss: Callable[[str], None] = lambda line: None,
 ) -> SecureSum:
@@ -262,8 +262,9 @@ async def serve(
     port: port to listen on; 0 takes any free one.
     deadline: seconds that the clients have for each phase, the first of which is to join.
     verify_keys: public signing keys of all clients (MALICIOUS).
+    ssl: for TLS; its `verify_mode` says whether clients need certificates.
     on_listening: called with address and port once clients can connect.
-    on_loss: called with a line about each client that is refused, does not come or drops out.
+    on_loss: called with a line about who does not come, drops out or is among the first refused.
 
   Returns:
     The sum of those whose vectors came, and who they are.
@@ -277,16 +278,20 @@ async def serve(
   session = os.urandom(SESSION_BYTES)
   server = Server(spec, session, verify_keys=verify_keys)
   attendance = _Attendance(spec, server, session, deadline, on_loss)
-  listener = await asyncio.start_server(attendance.admit, host, port)
+  listener = await asyncio.start_server(attendance.accept, host, port, ssl=ssl)
+  reason = _BROKEN
   try:
     on_listening(*listener.sockets[0].getsockname()[:2])
+    await attendance.join()
+    listener.close()
     await attendance.run()
+    reason = ''
   except SecAggError as error:
-    attendance.dismiss(_reason(error))
+    reason = _reason(error)
     raise
   finally:
     listener.close()
-  attendance.dismiss()
+    attendance.dismiss(reason)
   return server.result
 
 
@@ -300,6 +305,7 @@ async def take_part(
   deadline: float,
   signing_key: bytes | None = None,
   verify_keys: Mapping[int, bytes] | None = None,
+  ssl: ssl.SSLContext | None = None,
 ) -> int | None:
   """Gives one vector to the sum of a session.
 
@@ -309,9 +315,10 @@ async def take_part(
     vector: integers [vector_length], taken modulo the modulus.
     host: the server's address.
     port: the server's port.
-    deadline: seconds to wait for each message of the server.
+    deadline: seconds to wait for each message of the server, and for it to take one.
     signing_key: this client's own (MALICIOUS).
     verify_keys: of all clients (MALICIOUS).
+    ssl: for TLS; holds this client's certificate where the server asks for one.
 
   Returns:
     How many vectors are in the sum, its own among them; None with `neighbours`: it sees no others.
@@ -327,29 +334,38 @@ async def take_part(
   _check_frames(spec)
   Client(spec, client_id, bytes(SESSION_BYTES), **keys)
   async with asyncio.timeout(deadline):
-    connection = _Connection(*await asyncio.open_connection(host, port))
-
-  with contextlib.closing(connection.writer):
-    session = await _introduce(connection, spec, client_id, deadline)
+    streams = await asyncio.open_connection(host, port, ssl=ssl)
+  connection = _Connection(*streams, deadline)
+  try:
+    session = await _introduce(connection, spec, client_id)
     client = Client(spec, client_id, session, **keys)
-    await connection.send(_Kind.MESSAGE, client.advertise())
-    while client.next_phase is not Phase.DONE:
-      due = wire.message_bytes(spec, client.next_phase, Direction.TO_CLIENT)
-      message = await connection.hear(deadline, _Kind.MESSAGE, due)
-      await connection.send(_Kind.MESSAGE, answer(client, message, vector))
-    await connection.hear(deadline, _Kind.END)
-    return _size_of_sum(spec, session, message)
+    return _size_of_sum(spec, session, await _play(connection, spec, client, vector))
+  finally:
+    # Nothing is left to say, and a server that does not read must not hold this up.
+    connection.writer.transport.abort()
 
 
-async def _introduce(
-  connection: _Connection, spec: ProtocolSpec, client_id: int, deadline: float
-) -> bytes:
+async def _introduce(connection: _Connection, spec: ProtocolSpec, client_id: int) -> bytes:
   """Says who a client is; the session that it is then in."""
-  await connection.send(_Kind.HELLO, _ID.pack(client_id) + _describe(spec))
-  session = await connection.hear(deadline, _Kind.WELCOME, SESSION_BYTES)
+  await connection.send(_Kind.HELLO, greeting.write(spec, client_id))
+  session = await connection.receive(_Kind.WELCOME, SESSION_BYTES)
   if len(session) != SESSION_BYTES:
     raise MalformedMessageError(f'a session of {len(session)} bytes, not {SESSION_BYTES}')
   return session
+
+
+async def _play(
+  connection: _Connection, spec: ProtocolSpec, client: Client, vector: np.ndarray
+) -> bytes:
+  """Takes a client from its first step to the end; the last message of the server."""
+  message = b''
+  await connection.send(_Kind.MESSAGE, client.advertise())
+  while client.next_phase is not Phase.DONE:
+    due = wire.message_bytes(spec, client.next_phase, Direction.TO_CLIENT)
+    message = await connection.receive(_Kind.MESSAGE, due)
+    await connection.send(_Kind.MESSAGE, answer(client, message, vector))
+  await connection.receive(_Kind.END)
+  return message
 
 
 def _size_of_sum(spec: ProtocolSpec, session: bytes, message: bytes) -> int | None:

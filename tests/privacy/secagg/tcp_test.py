@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from privacy.secagg import primitives, tcp, wire
+from privacy.secagg import greeting, primitives, tcp, wire
 from privacy.secagg.errors import BelowThresholdError, MalformedMessageError, SecAggError
 from privacy.secagg.parameters import Mode, Phase, ProtocolSpec
 
@@ -65,7 +65,7 @@ def _frame(kind, body):
 
 
 def _hello(spec, client_id):
-  return _frame(_HELLO, struct.pack('>I', client_id) + tcp._describe(spec))
+  return _frame(_HELLO, greeting.write(spec, client_id))
 
 
 async def _tell(port, *frames):
@@ -242,10 +242,10 @@ def test_a_client_survives_any_server(reply, error):
 
 
 def test_what_a_stranger_says_is_cut_and_made_printable():
-  hello = tcp._describe(_spec()).replace(b'threshold 3', b'threshold \x1b[2J' + b'9' * 500)
+  hello = greeting.write(_spec(), 0).replace(b'threshold 3', b'threshold \x1b[2J' + b'9' * 500)
 
   async def play(port):
-    frame = _frame(_HELLO, bytes(4) + hello)
+    frame = _frame(_HELLO, hello)
     return await _tell(port, frame), await _join_all(_spec(), port)
 
   lost = []
