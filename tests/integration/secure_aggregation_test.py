@@ -59,20 +59,24 @@ def _numbers(state):
   return [np.asarray(t) for t in tf.nest.flatten(state.global_model_weights.trainable)]
 
 
+@pytest.fixture(scope='module', name='built')
+def built_fixture(preset):
+  """Experiment and process by name."""
+  settings = {'plain': _CLIPPED, 'secure': _SECURE, 'flagship': _FLAGSHIP}
+  experiments = {name: _experiment(preset, **given) for name, given in settings.items()}
+  return {name: (made, made.build_process()) for name, made in experiments.items()}
+
+
 @pytest.fixture(scope='module', name='rounds')
-def rounds_fixture(preset, tff_runtime):
+def rounds_fixture(built, tff_runtime):
   """Weights and metrics after one round, with plain sums and with secure ones."""
   del tff_runtime
-  rounds = {}
-  for name, settings in (('plain', _CLIPPED), ('secure', _SECURE)):
-    experiment = _experiment(preset, **settings)
-    output = _round(experiment, experiment.build_process())
-    rounds[name] = _numbers(output.state), output.metrics
-  return rounds
+  outputs = {name: _round(*built[name]) for name in ('plain', 'secure')}
+  return {name: (_numbers(output.state), output.metrics) for name, output in outputs.items()}
 
 
-def test_secure_and_plain_round_agree_within_the_printed_bound(preset, rounds):
-  spec = dp_settings.secure_sum(_experiment(preset, **_SECURE).config)
+def test_secure_and_plain_round_agree_within_the_printed_bound(built, rounds):
+  spec = dp_settings.secure_sum(built['secure'][0].config)
   bound = _CLIP * spec.error_of_sum(3) / 3
   (plain, _), (secure, _) = rounds['plain'], rounds['secure']
   apart = max(np.abs(p - s).max() for p, s in zip(plain, secure, strict=True))
@@ -99,30 +103,18 @@ def _check_secure(process):
   tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(learning.next)
 
 
-@pytest.mark.parametrize(
-  'settings',
-  [
-    _SECURE,
-    _FLAGSHIP,
-    *(
-      pytest.param(settings, marks=pytest.mark.slow)
-      for settings in (
-        {**_SECURE, 'weights': 'module', 'weight_reference': 0.1},
-        {**_CENTRAL, 'clip': 'adaptive', 'noise_multiplier': 0.1},
-        _DISTRIBUTED,
-      )
-    ),
-  ],
-  ids=['secure', 'flagship', 'module_weights', 'adaptive', 'distributed'],
-)
-def test_process_sums_nothing_in_the_clear_and_lowers(preset, settings):
-  _check_secure(_experiment(preset, **settings).build_process())
+@pytest.mark.parametrize('name', ['secure', 'flagship'])
+def test_process_sums_nothing_in_the_clear_and_lowers(built, name):
+  _check_secure(built[name][1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('method', 'settings'),
   [
+    ('hetlora', {**_SECURE, 'weights': 'module', 'weight_reference': 0.1}),
+    ('hetlora', {**_CENTRAL, 'clip': 'adaptive', 'noise_multiplier': 0.1}),
+    ('hetlora', _DISTRIBUTED),
     ('homlora', _DISTRIBUTED),
     ('naive', {**_SECURE, 'weights': 'examples'}),
     ('coverage', {**_SECURE, **_TIERS}),
@@ -139,10 +131,9 @@ def test_every_method_that_sums_updates_can_be_secure(preset, method, settings):
   _check_secure(_experiment(preset, **given, method=method).build_process())
 
 
-def test_a_plain_process_does_not_pass_for_a_secure_one(preset):
-  process = _experiment(preset, **_CLIPPED).build_process()
+def test_a_plain_process_does_not_pass_for_a_secure_one(built):
   with pytest.raises(AssertionError):
-    tff.test.assert_not_contains_unsecure_aggregation(process.next)
+    tff.test.assert_not_contains_unsecure_aggregation(built['plain'][1].next)
 
 
 @pytest.mark.slow
@@ -171,11 +162,11 @@ def flagship_fixture(preset, tmp_path_factory):
   return directory
 
 
-def test_flagship_has_the_noise_that_it_is_accounted_for(preset, tff_runtime):
+def test_flagship_has_the_noise_that_it_is_accounted_for(built, tff_runtime):
   """Nobody is there: what is left is noise, in the rows that a device holds."""
   del tff_runtime
-  experiment = _experiment(preset, **_FLAGSHIP)
-  process = experiment.build_process().as_learning_process()
+  experiment, process = built['flagship']
+  process = process.as_learning_process()
   start = process.initialize()
   deviations = []
   for _ in range(40):
