@@ -71,14 +71,14 @@ class Experiment:
         f'{len(self.client_ids)} clients that train.'
       )
     self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
-    coordinates = method_parts.coordinates(config, self.model, self.initial_ranks)
+    coordinates = method_parts.coordinates(config, self.model, self.shapes, self.initial_ranks)
     self.config = dp_settings.settle(config, len(self.client_ids), coordinates)
     self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
     """The learning process."""
     try:
-      return method_parts.build_process(self.config, self.model, self.initial_ranks)
+      return method_parts.build_process(self.config, self.model, self.shapes, self.initial_ranks)
     except ValueError as error:
       mend = '' if self.lora_config is None else ' Take fewer --targets or another method.'
       raise UserError(f'--method {self.config.method}: {error}{mend}') from error

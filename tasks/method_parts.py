@@ -10,7 +10,7 @@ import tensorflow_federated as tff
 
 import hetlora_tff
 from hetlora_tff import aggregation
-from hetlora_tff.adapters.layout import AdapterLayout, TrainedFactors
+from hetlora_tff.adapters.layout import AdapterLayout, ModuleShapes, TrainedFactors
 from hetlora_tff.clients.full_training import num_weights
 from hetlora_tff.distribution import RankSelect
 from hetlora_tff.full_fine_tuning import build_full_process
@@ -46,19 +46,23 @@ def _adapters(config: RunConfig) -> hetlora_tff.LoraConfig:
 
 
 def build_process(
-  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+  config: RunConfig,
+  model: hetlora_tff.CausalLanguageModel,
+  shapes: ModuleShapes,
+  ranks: np.ndarray,
 ) -> hetlora_tff.HetLoraProcess:
   """The learning process of a run's method.
 
   Args:
     config: of the run.
     model: that clients train.
+    shapes: of its adapted modules by path; none where all weights are trained.
     ranks: int32 `[clients]`, of all devices before the first round.
 
   Raises:
     ValueError: if the model is too large for the method.
   """
-  process = _compose(config, model, ranks)
+  process = _compose(config, model, shapes, ranks)
   secure_sum = dp_settings.secure_sum(config)
   if secure_sum:
     process.sizes = dataclasses.replace(process.sizes, upload_bits=secure_sum.sum_bits)
@@ -66,8 +70,12 @@ def build_process(
 
 
 def _compose(
-  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+  config: RunConfig,
+  model: hetlora_tff.CausalLanguageModel,
+  shapes: ModuleShapes,
+  ranks: np.ndarray,
 ) -> hetlora_tff.HetLoraProcess:
+  client_sums = private_parts.client_sums(config, coordinates(config, model, shapes, ranks))
   client_optimizer = _optimizer(config.client_optimizer, config.client_learning_rate)
   server_optimizer = _optimizer(config.server_optimizer, config.server_learning_rate)
   if config.method == 'full':
@@ -77,13 +85,13 @@ def _compose(
       client_optimizer=client_optimizer,
       aggregator=None if config.l2_clip_norm is None else private_parts.mean(config),
       server_optimizer=server_optimizer,
-      client_sums=private_parts.client_sums(config, coordinates(config, model, ranks)),
+      client_sums=client_sums,
       wrap_client=private_parts.canaries(config),
     )
   lora = _adapters(config)
   distributor = None
   if config.distribution == 'select':
-    layout = AdapterLayout(model.module_shapes(lora), lora)
+    layout = AdapterLayout(shapes, lora)
     distributor = RankSelect(layout.adapters_type(lora.max_rank), lora)
   aggregator = _aggregator(config, ranks)
   trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
@@ -105,34 +113,36 @@ def _compose(
     server_optimizer=(
       None if replaces or trained is TrainedFactors.ALTERNATING else server_optimizer
     ),
-    client_sums=private_parts.client_sums(config, coordinates(config, model, ranks)),
+    client_sums=client_sums,
     measures_deviation=config.deviation_from_exact,
     wrap_client=private_parts.canaries(config),
   )
 
 
 def coordinates(
-  config: RunConfig, model: hetlora_tff.CausalLanguageModel, ranks: np.ndarray
+  config: RunConfig,
+  model: hetlora_tff.CausalLanguageModel,
+  shapes: ModuleShapes,
+  ranks: np.ndarray,
 ) -> int:
   """The most numbers that one client can change in a sum, noised weights included.
 
   Args:
     config: of the run.
     model: that clients train.
+    shapes: of its adapted modules by path; none where all weights are trained.
     ranks: int32 `[clients]`, of all devices.
   """
   if config.method == 'full':
     return num_weights(model)
   lora = _adapters(config)
-  layout = AdapterLayout(
-    model.module_shapes(lora), lora, _TRAINED.get(config.method, TrainedFactors.BOTH)
-  )
+  layout = AdapterLayout(shapes, lora, _TRAINED.get(config.method, TrainedFactors.BOTH))
   # With `state` padding a client asks for zeros in the rows that it lacks; noise of its own it adds
   # to all rows.
   changes_all = config.padding == 'state' or config.privacy == 'distributed'
   rank = config.max_rank if changes_all else int(ranks.max())
   sizes = hetlora_tff.MessageSizes(layout, layout.server_type, layout.server_type)
-  num_modules = len(layout.shapes) if config.weights == 'module' else 1
+  num_modules = len(shapes) if config.weights == 'module' else 1
   return sizes.largest_update(rank) + (num_modules if config.denominator == 'noised' else 0)
 
 

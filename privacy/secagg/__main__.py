@@ -20,10 +20,10 @@ import numpy as np
 
 from privacy.secagg import graph, primitives, tcp
 from privacy.secagg.errors import SecAggError
-from privacy.secagg.parameters import Mode, ProtocolSpec
+from privacy.secagg.parameters import MOST_CLIENTS, Mode, ProtocolSpec
 
 _USER_ERROR, _INTERRUPTED = 2, 130
-_MOST_PORT, _MOST_CLIENTS, _DIGITS = (1 << 16) - 1, 1 << 20, 20
+_MOST_PORT, _DIGITS = (1 << 16) - 1, 20
 _COMMANDS = 'server|client|keygen|degree'
 # What the library calls otherwise than the flags, which are its names with dashes.
 _FLAGS = {'num_clients': 'clients', 'client_id': 'id', 'vector_length': 'length'}
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
   client.set_defaults(run=_take_part)
   keygen = commands.add_parser('keygen', help='make the signing key of one client')
   keygen.add_argument(
-    '--id', type=_whole(_MOST_CLIENTS - 1), required=True, help='which client, from 0 on'
+    '--id', type=_whole(MOST_CLIENTS - 1), required=True, help='which client, from 0 on'
   )
   keygen.add_argument('--signing-key', type=pathlib.Path, required=True, help='file to make')
   keygen.add_argument(
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   keygen.set_defaults(run=_make_key)
   degree = commands.add_parser('degree', help='find --neighbours, and the --threshold for them')
-  number = _whole(_MOST_CLIENTS)
+  number = _whole(MOST_CLIENTS)
   degree.add_argument('--clients', type=number, required=True, help='how many may join')
   degree.add_argument('--dropped', type=number, required=True, help='most that drop out')
   degree.add_argument(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_MOST_CLIENTS = 1 << 20
+MOST_CLIENTS = 1 << 20
 _MOST_BITS = 62
 SESSION_BYTES = 16
 VERIFY_KEY_BYTES = 32
@@ -87,7 +87,7 @@ class ProtocolSpec:
   smallest_cohort: int | None = None
 
   def __post_init__(self):
-    _check_within('num_clients', self.num_clients, 2, _MOST_CLIENTS)
+    _check_within('num_clients', self.num_clients, 2, MOST_CLIENTS)
     _check_within('vector_length', self.vector_length, 1, None)
     _check_within('modulus_bits', self.modulus_bits, 1, _MOST_BITS)
     _check_within('threshold', self.threshold, 1, None)
