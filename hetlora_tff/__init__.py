@@ -3,6 +3,7 @@
 """HetLoRA: federated LoRA with a rank of its own on every device, as TFF processes."""
 
 from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
+from hetlora_tff.adapters.classification import ClassificationModel
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.factors import CorrectedFactors, LoraFactors
 from hetlora_tff.adapters.layout import TrainedFactors
@@ -15,12 +16,14 @@ from hetlora_tff.clients.weights import ClientWeighting
 from hetlora_tff.evaluation import build_hetlora_eval_process
 from hetlora_tff.full_fine_tuning import build_full_process
 from hetlora_tff.message_sizes import MessageSizes
+from hetlora_tff.personalization import build_hetlora_personalization_eval
 from hetlora_tff.process import HetLoraOutput, HetLoraProcess, build_hetlora_process
 
 __all__ = [
   'AdapterModel',
   'BackboneError',
   'CausalLanguageModel',
+  'ClassificationModel',
   'ClientWeighting',
   'CorrectedFactors',
   'FrozenBackbone',
@@ -35,6 +38,7 @@ __all__ = [
   'TrainedFactors',
   'build_full_process',
   'build_hetlora_eval_process',
+  'build_hetlora_personalization_eval',
   'build_hetlora_process',
   'data_size_ranks',
   'tier_ranks',

@@ -10,6 +10,7 @@
 """
 
 import collections
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +24,10 @@ from hetlora_tff.adapters.model import Adapters
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator, Parameters
 from tasks.experiment import Experiment
+from tasks.files import replace_file
 from tasks.merged_model import load_merged_model, residual_changes, save_merged_model
 
-ADAPTER, MODEL = 'adapter', 'model'
+ADAPTER, MODEL, LABELS = 'adapter', 'model', 'labels.json'
 OWN_NAMES = peft.OWN_NAMES
 
 
@@ -60,7 +62,7 @@ def save(root: pathlib.Path, experiment: Experiment, parameters: Mapping[str, An
   merged = _has_residual(parameters)
   if merged:
     save_merged_model(root / MODEL, base, residual_changes(base.backbone, config, parameters))
-  return peft.save_peft_adapter(
+  names = peft.save_peft_adapter(
     root / ADAPTER,
     {path: hetlora_tff.LoraFactors(f.a, f.b) for path, f in parameters.items()},
     config,
@@ -68,6 +70,10 @@ def save(root: pathlib.Path, experiment: Experiment, parameters: Mapping[str, An
     architecture=base.backbone.class_name,
     num_heads=base.backbone.num_heads,
   )
+  if experiment.data.labels:  # Without them, nobody knows what the classifier's numbers mean.
+    labels = json.dumps(experiment.data.labels, indent=1, ensure_ascii=False)
+    replace_file(root / ADAPTER / LABELS, labels.encode())
+  return names
 
 
 def untuned(experiment: Experiment) -> tuple[Evaluator, Parameters]:

@@ -1,9 +1,10 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Learns the merges of a byte-level byte-pair encoding.
+"""Learns and applies the merges of a byte-level byte-pair encoding.
 
 Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, on
-bytes as in GPT-2. Only the learning is ours; keras-nlp's tokenizers apply the result.
+bytes as in GPT-2. keras-nlp's tokenizers apply merges too, a TensorFlow operation at a time: for
+the text of a round's clients that took as long as to train on it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 END_OF_TEXT = '<|endoftext|>'
 
@@ -34,6 +36,38 @@ def byte_symbols() -> list[str]:
 def split_words(text: str) -> list[str]:
   """Returns the words of a text, each with the space before it; merges never leave a word."""
   return _WORDS.findall(text)
+
+
+class Encoder:
+  """Encodes words as keras-nlp does.
+
+  Args:
+    vocabulary: token ids.
+    merges: pairs of tokens with a space between, the most important first.
+  """
+
+  def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[str]):
+    self._vocabulary = vocabulary
+    self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+    self._symbols = byte_symbols()
+
+  def encode(self, word: str) -> list[int]:
+    """Returns the token ids of one word of `split_words`; -1 for what is not in the vocabulary.
+
+    The pair of the lowest rank is merged first, of equals the first one, until none is left.
+    """
+    tokens = [self._symbols[byte] for byte in word.encode('utf-8')]
+    ranks = [self._rank(*pair) for pair in itertools.pairwise(tokens)]
+    while ranks and (best := min(ranks)) < math.inf:
+      place = ranks.index(best)
+      tokens[place : place + 2] = [tokens[place] + tokens[place + 1]]
+      del ranks[place]
+      for neighbour in range(max(place - 1, 0), min(place + 1, len(ranks))):
+        ranks[neighbour] = self._rank(tokens[neighbour], tokens[neighbour + 1])
+    return [self._vocabulary.get(token, -1) for token in tokens]
+
+  def _rank(self, left: str, right: str) -> float:
+    return self._ranks.get(f'{left} {right}', math.inf)
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> tuple[dict[str, int], list[str]]:

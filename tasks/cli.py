@@ -30,6 +30,7 @@ from tasks.rank_file import read_rank_file
 _USER_ERROR, _INTERRUPTED = 2, 130
 # What the machine, not the program, did wrong.
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_SCORES = {'rouge_1': 'Rouge1', 'rouge_2': 'Rouge2', 'rouge_l': 'RougeL', 'accuracy': 'accuracy'}
 _METHODS = 'Methods; `hetlora tasks` says more:\n\n' + '\n\n'.join(
   f'{method.name}: {method.title} - {method.paper}' for method in methods.METHODS.values()
 )
@@ -77,35 +78,53 @@ def _unset(name: str, kind: type, flag: Any) -> inspect.Parameter:
   )
 
 
-def _config_flags(command):
-  """Gives a command one flag per configuration key, unset by default."""
-  signature = inspect.signature(command)
-  own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-  flags = []
-  for field in dataclasses.fields(RunConfig):
-    name, kind = option(field.name), TYPES[field.name]
-    usual = ' '.join(as_flag(field.name, default(field))[1:]) or 'none'
-    panel = field.metadata.get('panel')
-    if kind is bool and default(field):
-      # In a panel of its own: two long names in a row leave no room for its help.
-      name, usual, panel = f'{name}/{option("no_" + field.name)}', 'where it can be', 'Switches'
-    elif kind is bool:  # What is off may be said to be off, but help is shorter without it.
-      usual = 'no'
-      hidden = typer.Option(option(f'no_{field.name}'), hidden=True)
-      flags.append(_unset(f'no_{field.name}', bool, hidden))
-    flag = typer.Option(
-      name,
-      help=f'{field.metadata["help"]} (default: {usual})',
-      show_default=False,
-      rich_help_panel=panel,
-    )
-    flags.append(_unset(field.name, str if values.is_composed(kind) else kind, flag))
-  command.__signature__ = signature.replace(parameters=own + flags)
-  return command
+def _config_flags(*keys: str):
+  """Gives a command a flag for each of these configuration keys, unset by default."""
+
+  def decorate(command):
+    signature = inspect.signature(command)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    flags = [flag for key in keys for flag in _flags_of(RunConfig.__dataclass_fields__[key])]
+    command.__signature__ = signature.replace(parameters=own + flags)
+    return command
+
+  return decorate
+
+
+def _flags_of(field: dataclasses.Field) -> list[inspect.Parameter]:
+  """The flag of a configuration key, and for a switch the one that turns it off."""
+  name, kind, flags = option(field.name), TYPES[field.name], []
+  usual = ' '.join(as_flag(field.name, default(field))[1:]) or 'none'
+  panel = field.metadata.get('panel')
+  if kind is bool and default(field):
+    # In a panel of its own: two long names in a row leave no room for its help.
+    name, usual, panel = f'{name}/{option("no_" + field.name)}', 'where it can be', 'Switches'
+  elif kind is bool:  # What is off may be said to be off, but help is shorter without it.
+    usual = 'no'
+    hidden = typer.Option(option(f'no_{field.name}'), hidden=True)
+    flags.append(_unset(f'no_{field.name}', bool, hidden))
+  flag = typer.Option(
+    name,
+    help=f'{field.metadata["help"]} (default: {usual})',
+    show_default=False,
+    rich_help_panel=panel,
+  )
+  return [*flags, _unset(field.name, str if values.is_composed(kind) else kind, flag)]
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+  """The configuration keys that were given as flags, by their values."""
+  given = {}
+  for key, value in flags.items():
+    if key not in TYPES:  # What turns a key off.
+      key, value = key.removeprefix('no_'), False if value else None
+    if value is not None:
+      given[key] = from_text(key, value)
+  return given
 
 
 @app.command(epilog=_METHODS)
-@_config_flags
+@_config_flags(*TYPES)
 def train(
   *,
   output_dir: Annotated[
@@ -123,12 +142,7 @@ def train(
 
   Defaults are those of --method hetlora; another method has its own where it needs them.
   """
-  given = {}
-  for key, value in flags.items():
-    if key not in TYPES:  # What turns a key off.
-      key, value = key.removeprefix('no_'), False if value else None
-    if value is not None:
-      given[key] = from_text(key, value)
+  given = _given(flags)
   resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
   registry.find_task(resolved.task)
   if resolved.rank_file:
@@ -185,16 +199,17 @@ def compare(
 
 
 @app.command()
+@_config_flags('seed', *registry.DATA_KEYS)
 def tasks(
   *,
   clients: Annotated[
     str | None, typer.Option(help='List the clients of this task instead, as CSV.')
   ] = None,
-  seed: Annotated[int, typer.Option(help='Of the split into train, validation and test.')] = 0,
+  **flags: Any,
 ) -> None:
   """List the tasks that --task names and the methods that --method names."""
   if clients is not None:
-    _print_clients(clients, seed)
+    _print_clients(resolve(None, {'task': clients, **_given(flags)}))
     return
   console = rich.console.Console()
   table = rich.table.Table('task', 'what it is', box=None)
@@ -207,17 +222,20 @@ def tasks(
   console.print(table)
 
 
-def _print_clients(task: str, seed: int) -> None:
-  found = registry.find_task(task)
+def _print_clients(config: RunConfig) -> None:
+  registry.find_task(config.task)
   import_program()
-  from tasks import backbones
+  from tasks import backbones, experiment, federated_text
 
-  data = found.load(backbones.cache_directory() / 'data', seed)
+  def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+  data = experiment.load_data(config, backbones.cache_directory(), say)
   writer = csv.writer(sys.stdout, lineterminator='\n')
   writer.writerow(['client', 'split', 'examples'])
   for split in ('train', 'validation', 'test'):
-    for client, examples in sorted(getattr(data, split).items()):
-      writer.writerow([client, split, len(examples)])
+    for client, examples in sorted(federated_text.sizes(data.split(split)).items()):
+      writer.writerow([client, split, examples])
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -230,13 +248,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     f'{final["perplexity"]:.2f}',
     _interval(change, lambda x: f'{100 * x:+.1f} %'),
   )
-  if 'rouge_l' in final:
-    table.add_row(
-      'RougeL',
-      f'{base["rouge_l"]:.3f}',
-      f'{final["rouge_l"]:.3f}',
-      _interval(summary['rouge_l_change'], lambda x: f'{x:+.3f}'),
-    )
+  for name, title in _SCORES.items():
+    if name in final:
+      change = _interval(summary[f'{name}_change'], lambda x: f'{x:+.3f}')
+      table.add_row(title, f'{base[name]:.3f}', f'{final[name]:.3f}', change)
   rich.console.Console().print(table)
 
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tasks import methods, privacy_rules, values
+from tasks import methods, privacy_rules, registry, values
 from tasks.errors import UserError
 from tasks.options import option, settle
 from tasks.rules import RULES
@@ -40,6 +40,12 @@ def _secure(usual: Any, help_text: str, check: values.Range | None = None) -> An
   return dataclasses.field(default=None, metadata=key)
 
 
+def _data(usual: Any, help_text: str, check: values.Range | None = None) -> Any:
+  """A key about the text that is learned from."""
+  key = {'help': help_text, 'check': check, 'usual': usual, 'panel': 'Data'}
+  return dataclasses.field(default=None, metadata=key)
+
+
 def _check(field: dataclasses.Field, value: Any) -> None:
   if value is None:
     return
@@ -61,7 +67,10 @@ class RunConfig:
     UserError: naming the option and what it takes, or what excludes it.
   """
 
-  task: str = _key('docstring_summarization', 'What to learn; `hetlora tasks` lists them.')
+  task: str = _key(
+    'docstring_summarization',
+    'What to learn; `hetlora tasks` lists them; MODULE:NAME or FILE.py:NAME is your own.',
+  )
   seed: int = _key(0, 'Of initial adapters, ranks, splits, cohorts and data order.', values.seed)
   rounds: int = _key(16, 'Federated rounds.', values.at_least(1))
   clients_per_round: int = _key(10, 'Clients that train in a round.', values.at_least(1))
@@ -262,6 +271,50 @@ class RunConfig:
   decode_examples: int = _key(
     128, 'Held-out examples to decode for RougeL at start and end; 0 for none.', values.at_least(0)
   )
+  num_beams: int = _data(1, 'Beams to decode with; 1 is greedy.', values.at_least(1))
+  eval_clients: int = _data(
+    256, 'Most held-out clients to evaluate, drawn by the seed.', values.at_least(1)
+  )
+  personalization_clients: int = _data(
+    16,
+    'Held-out clients who train an adapter of their own at the end, to see what it gains.',
+    values.at_least(0),
+  )
+  data_dir: str = _data(
+    None,
+    'File or directory that the task reads.',
+    lambda value: None if value else 'must name a file or directory',
+  )
+  client_field: tuple[str, ...] = _data(
+    None,
+    'Field that names the client; several, comma-separated, name one client together.',
+    lambda value: None if value else 'needs at least one field',
+  )
+  text_field: str = _data(None, 'Field of running text, or of the text to classify.')
+  source_field: str = _data(None, 'Field of the text to read.')
+  target_field: str = _data(None, 'Field of the text to write after it.')
+  label_field: str = _data(None, 'Field of the label.')
+  labels: tuple[str, ...] = _data(
+    None, 'All labels, comma-separated; left open, those in the data.', values.distinct_labels
+  )
+  id_field: str = _data(None, 'Field that no two records share, if there is one.')
+  min_examples: int = _data(
+    1, 'Examples that a client needs; others are left out.', values.at_least(1)
+  )
+  max_examples: int = _data(
+    256, 'Most examples of a client; the first ones are taken.', values.at_least(1)
+  )
+  skip_bad_records: bool = _data(
+    False, 'Count and skip records that cannot be used, instead of stopping at the first.'
+  )
+  truncate_source: str = _data(
+    'end', 'Side on which a long source is cut: start or end.', values.one_of('start', 'end')
+  )
+  max_target_tokens: int = _data(
+    None,
+    'Room for a target, end token included; left open, a third of the row, at most 32 tokens.',
+    values.at_least(2),
+  )
   concurrent_clients: int = _key(
     0, 'Clients that train at the same time; 0 for one per core.', values.at_least(0)
   )
@@ -272,7 +325,7 @@ class RunConfig:
     for field in fields:
       _check(field, given[field.name])
     usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
-    usual |= methods.METHODS[self.method].usual
+    usual |= {**registry.usual(self.task), **methods.METHODS[self.method].usual}
     settled = settle(given, usual, RULES)
     if privacy_rules.has_threshold(settled) and settled['secure_threshold'] is None:
       # What a server that lies demands (Bonawitz et al. 2017).

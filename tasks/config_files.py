@@ -14,6 +14,8 @@ from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.options import option
 
+_PATHS = ('rank_file', 'data_dir')
+
 
 def from_json(path: pathlib.Path) -> RunConfig:
   """Reads a configuration that may leave out what has a default.
@@ -81,9 +83,11 @@ def resolve_resumed(
 
 def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
   """The same files from wherever the run is resumed or evaluated."""
-  if given.get('rank_file'):
-    return {**given, 'rank_file': os.path.abspath(given['rank_file'])}
-  return given
+  paths = {key: os.path.abspath(given[key]) for key in _PATHS if given.get(key)}
+  file, _, name = str(given.get('task', '')).rpartition(':')
+  if file.endswith('.py'):
+    paths['task'] = f'{os.path.abspath(file)}:{name}'
+  return {**given, **paths}
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Progress:
     """The held-out result of a round."""
     name = f'round {number}' if number else 'untuned base'
     line = f'{name}: held-out perplexity {plots.format_perplexity(evaluation["perplexity"])}'
-    if 'rouge_l' in evaluation:
-      line += f', RougeL {evaluation["rouge_l"]:.3f}'
+    for name, title in (('rouge_l', 'RougeL'), ('accuracy', 'accuracy')):
+      if name in evaluation:
+        line += f', {title} {evaluation[name]:.3f}'
     self.say(line)

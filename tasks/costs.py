@@ -19,8 +19,9 @@ class ModelSize(NamedTuple):
 
   Attributes:
     body_weights: entries of the matrices that every token passes; no biases, norms or look-ups.
-    vocabulary_weights: entries of the matrix from hidden state to vocabulary, tied or not.
-    layers: number of attention layers.
+    vocabulary_weights: entries of the matrix from hidden state to vocabulary, tied or not; 0 of a
+      classifier, whose head is one of the adapters.
+    layers: attention layers that a token passes.
     width: heads x head size of one attention layer.
   """
 
@@ -31,28 +32,36 @@ class ModelSize(NamedTuple):
 
 
 def model_size(
-  config: Mapping[str, Any], tensors: Iterable[tuple[str, Sequence[int]]]
+  config: Mapping[str, Any],
+  tensors: Iterable[tuple[str, Sequence[int]]],
+  *,
+  predicts_tokens: bool = True,
 ) -> ModelSize:
   """Reads the sizes of a keras-nlp backbone.
 
   Args:
-    config: arguments of its class; `num_layers`, `hidden_dim` and `vocabulary_size` are read.
+    config: arguments of its class; `num_layers` and `hidden_dim` are read, and `vocabulary_size`
+      where tokens are predicted.
     tensors: (name, shape) of its variables. Matrices are those called `kernel`, whatever the
-      number of dimensions that Keras stores them in.
+      number of dimensions that Keras stores them in; the pooler of an encoder is not one of them,
+      for nothing reads it.
+    predicts_tokens: whether hidden states meet the vocabulary.
 
   Raises:
-    KeyError: if the configuration lacks one of the three.
+    KeyError: if the configuration lacks what is read.
   """
-  width = int(config['hidden_dim'])
-  kernels = (
-    math.prod(shape)
-    for name, shape in tensors
-    if name.rpartition('/')[2].partition(':')[0] == 'kernel'
-  )
+  layers, width = int(config['num_layers']), int(config['hidden_dim'])
+  # ALBERT sends a token through each group of its layers several times.
+  repeats = layers // int(config.get('num_groups', layers))
+  body = 0
+  for name, shape in tensors:
+    layer, _, variable = name.partition(':')[0].rpartition('/')
+    if variable == 'kernel' and layer != 'pooled_dense':
+      body += math.prod(shape) * (repeats if layer.startswith('group_') else 1)
   return ModelSize(
-    body_weights=sum(kernels),
-    vocabulary_weights=int(config['vocabulary_size']) * width,
-    layers=int(config['num_layers']),
+    body_weights=body,
+    vocabulary_weights=int(config['vocabulary_size']) * width if predicts_tokens else 0,
+    layers=layers * int(config.get('num_inner_repetitions', 1)),
     width=width,
   )
 
@@ -78,7 +87,9 @@ def client_flops(
   al., arXiv:2001.08361, section 2.1, without the last part for frozen weights). Attention scores
   and their use are two products of L d multiply-adds a token forward and twice that backward; the
   causal half that is masked is computed too. Only positions that carry loss meet the vocabulary.
-  Norms, activations, softmax, the optimizer and the pruning penalty are left out: a few per cent.
+  Norms, activations, softmax, the optimizer and the pruning penalty are left out: a few per cent;
+  and so are DeBERTa's scores of positions. A classifier's head counts as an adapter of every token,
+  though one token of a text passes it.
   A dense residual (stacking, FedEx-LoRA) is taken as merged into the weights that it changes.
 
   Args:

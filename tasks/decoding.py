@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Batched greedy decoding of keras-nlp language models with a key-value cache."""
+"""Batched greedy and beam decoding of keras-nlp language models with a key-value cache."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class _BoundedGreedySampler(keras_nlp.samplers.GreedySampler):
+class _GreedySampler(keras_nlp.samplers.GreedySampler):
   """keras-nlp's greedy sampler that stops once every row has ended or has all its new tokens.
 
   The stock loop runs to the end of the token buffer unless every row has produced an end token;
@@ -26,7 +26,7 @@ class _BoundedGreedySampler(keras_nlp.samplers.GreedySampler):
 
   def __call__(self, next, prompt, *, mask, index, cache=None, **unused):
     mask = tf.cast(mask, tf.bool)
-    limits = tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1) + self._max_new_tokens
+    limits = _lengths(mask) + self._max_new_tokens
 
     def unfinished(prompt, cache, index):
       del cache
@@ -37,9 +37,7 @@ class _BoundedGreedySampler(keras_nlp.samplers.GreedySampler):
       logits, _, cache = next(prompt, cache, index)
       token = tf.cast(self.get_next_token(self.compute_probabilities(logits)), prompt.dtype)
       token = tf.where(mask[:, index], prompt[:, index], token)
-      rows = tf.range(tf.shape(prompt)[0])
-      where = tf.stack([rows, tf.fill(tf.shape(rows), index)], axis=1)
-      return tf.tensor_scatter_nd_update(prompt, where, token), cache, index + 1
+      return _written(prompt, index, token), cache, index + 1
 
     # One row may be longer than another, so the buffer is the only bound that holds for all.
     prompt, _, _ = tf.while_loop(
@@ -49,6 +47,69 @@ class _BoundedGreedySampler(keras_nlp.samplers.GreedySampler):
       maximum_iterations=tf.shape(prompt)[1] - tf.cast(index, tf.int32),
     )
     return prompt
+
+
+class _BeamSampler(keras_nlp.samplers.BeamSampler):
+  """keras-nlp's beam sampler with every row on its own.
+
+  In a batch of prompts of unequal length, the stock loop lets beams of a longer prompt part, and
+  counts their probabilities, while that prompt is still being read; and a row that has ended is
+  extended, and its best beam changes, until all rows have ended. Here a row's beams are those that
+  the stock loop has for its prompt alone, whatever is decoded with it.
+  """
+
+  def __init__(self, num_beams: int, max_new_tokens: int, end_token_id: int):
+    super().__init__(num_beams=num_beams)
+    self._max_new_tokens = max_new_tokens
+    self._end_token_id = end_token_id
+
+  def __call__(self, next, prompt, *, mask, index, cache=None, **unused):
+    beams, num_rows = self.num_beams, tf.shape(prompt)[0]
+    lengths = _lengths(tf.cast(mask, tf.bool))
+    prompt, cache, mask = tf.nest.map_structure(
+      lambda x: tf.repeat(x, beams, axis=0), (prompt, cache, tf.cast(mask, tf.bool))
+    )
+    first = tf.range(num_rows)[:, tf.newaxis] * beams
+
+    def unfinished(prompt, cache, index, scores):
+      del cache, scores
+      new_end = tf.reduce_any(tf.equal(prompt, self._end_token_id) & ~mask, axis=-1)
+      ended = tf.reduce_all(tf.reshape(new_end, [num_rows, beams]), axis=-1)
+      return ~ended & (index < lengths + self._max_new_tokens)
+
+    def step(prompt, cache, index, scores):
+      growing = unfinished(prompt, cache, index, scores) & (index >= lengths)
+      logits, _, cache = next(prompt, cache, index)
+      choices = tf.math.log(self.compute_probabilities(logits)) + tf.reshape(scores, [-1, 1])
+      size = tf.shape(choices)[-1]
+      best, choice = tf.math.top_k(tf.reshape(choices, [num_rows, beams * size]), k=beams)
+      growing = growing[:, tf.newaxis]
+      scores = tf.where(growing, best, scores)
+      origin = tf.reshape(first + tf.where(growing, choice // size, tf.range(beams)), [-1])
+      prompt, cache = tf.nest.map_structure(lambda x: tf.gather(x, origin), (prompt, cache))
+      token = tf.where(growing, choice % size, tf.reshape(prompt[:, index], [num_rows, beams]))
+      return _written(prompt, index, tf.reshape(token, [-1])), cache, index + 1, scores
+
+    # At first only one beam of a row counts: the others are copies of it.
+    scores = tf.tile([[0.0] + [-1e9] * (beams - 1)], [num_rows, 1])
+    prompt, _, _, scores = tf.while_loop(
+      lambda *state: tf.reduce_any(unfinished(*state)),
+      step,
+      (prompt, cache, tf.cast(index, tf.int32), scores),
+      maximum_iterations=tf.shape(prompt)[1] - tf.cast(index, tf.int32),
+    )
+    return tf.gather(prompt, first[:, 0] + tf.argmax(scores, axis=-1, output_type=tf.int32))
+
+
+def _lengths(mask: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1)
+
+
+def _written(prompt: tf.Tensor, index: tf.Tensor, token: tf.Tensor) -> tf.Tensor:
+  """The prompts `[n, length]` with the tokens `[n]` at one position."""
+  rows = tf.range(tf.shape(prompt)[0])
+  where = tf.stack([rows, tf.fill(tf.shape(rows), index)], axis=1)
+  return tf.tensor_scatter_nd_update(prompt, where, token)
 
 
 def _causal_lm_class(backbone: tf.keras.Model) -> type:
@@ -80,10 +141,12 @@ def _checked_lengths(token_ids: np.ndarray, padding_mask: np.ndarray) -> np.ndar
   return lengths
 
 
-class GreedyDecoder:
-  """Decodes greedily with the cached generation that keras-nlp has for the backbone.
+class Decoder:
+  """Decodes, greedily or with beams, with the cached generation that keras-nlp has for a backbone.
 
-  The tokens are those of `CausalLM.compile(sampler='greedy')` and `generate`, up to float rounding.
+  The tokens are those of `CausalLM.compile(sampler='greedy')`, or `keras_nlp.samplers.BeamSampler`,
+  and `generate` of each prompt alone, up to float rounding; that sampler adds up log-probabilities,
+  without regard to length, also of what it writes after an end while another beam goes on.
   Generation is traced once. Nothing of the adapters is baked into the trace: variables of layers
   are read at each call, and tensors that layers are bound to are arguments (see `bind`).
 
@@ -100,6 +163,7 @@ class GreedyDecoder:
     end_token_id: int,
     batch_size: int = 16,
     bind: Callable[[Any], contextlib.AbstractContextManager] | None = None,
+    num_beams: int = 1,
   ):
     """Builds the decoder; nothing is traced before the first `decode`.
 
@@ -107,26 +171,33 @@ class GreedyDecoder:
       backbone: A keras-nlp backbone, with or without LoRA layers.
       max_new_tokens: Most tokens to generate for a prompt, the end token included.
       end_token_id: The token id that ends a text.
-      batch_size: Prompts that are decoded together. The cache is copied at every step, so beyond
-        what fits the processor's own cache a larger batch is slower.
+      batch_size: Rows that are decoded together: prompts, or beams of as many whole prompts as
+        that is. The cache is copied at every step, so beyond what fits the processor's own cache a
+        larger batch is slower.
       bind: Makes a context in which the backbone's layers use the given adapters, a structure of
         tensors; `functools.partial(layers.bound, lora_layers)` is one. Needed only where `decode`
         is given adapters.
+      num_beams: Continuations of a prompt that are kept at each step; 1 is greedy decoding.
 
     Raises:
       ValueError: If keras-nlp has no causal language model for the backbone, or a number is out of
         range.
     """
-    for name, value in (('max_new_tokens', max_new_tokens), ('batch_size', batch_size)):
+    counts = {'max_new_tokens': max_new_tokens, 'batch_size': batch_size, 'num_beams': num_beams}
+    for name, value in counts.items():
       if value < 1:
         raise ValueError(f'{name} must be at least 1; got {value}.')
     if end_token_id < 0:
       raise ValueError(f'end_token_id must not be negative; got {end_token_id}.')
     self._model = _causal_lm_class(backbone)(backbone=backbone, preprocessor=None)
-    self._model.sampler = _BoundedGreedySampler(max_new_tokens, end_token_id)
+    self._model.sampler = (
+      _GreedySampler(max_new_tokens, end_token_id)
+      if num_beams == 1
+      else _BeamSampler(num_beams, max_new_tokens, end_token_id)
+    )
     self._max_new_tokens = max_new_tokens
     self._end_token_id = end_token_id
-    self._batch_size = batch_size
+    self._batch_size = max(1, batch_size // num_beams)
     self._max_sequence_length = getattr(backbone, 'max_sequence_length', None)
     self._bind = bind
     # XLA cannot read memory-mapped weights, and compiling it takes longer than most evaluations.
@@ -143,7 +214,7 @@ class GreedyDecoder:
     return self._generate.get_concrete_function(batch, batch, specs)
 
   def decode(self, prompts: Mapping[str, np.ndarray], adapters: Any = None) -> list[list[int]]:
-    """Returns the greedy continuation of every prompt, in the order of the prompts.
+    """Returns the continuation of every prompt, in the order of the prompts.
 
     Args:
       prompts: `token_ids` and `padding_mask`, integer arrays of shape [n, length]; 1 in the mask
@@ -202,18 +273,3 @@ class GreedyDecoder:
   def _cut(self, row: np.ndarray, length: int) -> list[int]:
     tokens = row[length : length + self._max_new_tokens].tolist()
     return tokens[: tokens.index(self._end_token_id)] if self._end_token_id in tokens else tokens
-
-
-def greedy_decode(
-  backbone: tf.keras.Model,
-  prompts: Mapping[str, np.ndarray],
-  *,
-  max_new_tokens: int,
-  end_token_id: int,
-  batch_size: int = 16,
-) -> list[list[int]]:
-  """Decodes once; keep a `GreedyDecoder` to decode again without tracing. See there."""
-  decoder = GreedyDecoder(
-    backbone, max_new_tokens=max_new_tokens, end_token_id=end_token_id, batch_size=batch_size
-  )
-  return decoder.decode(prompts)

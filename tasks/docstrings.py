@@ -24,13 +24,12 @@ import gzip
 import hashlib
 import json
 import logging
-import os
 import pathlib
-import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from tasks import errors, federated_text, harvest, near_duplicates
 from tasks.files import replace_file
+from tasks.task import Request
 
 NAME = 'docstring_summarization'
 
@@ -61,8 +60,6 @@ _FORMAT = 1
 _TARGET_WORDS = range(3, 25)
 _MIN_SOURCE_WORDS = 10
 _MIN_LETTER_SHARE = 0.6
-_VALIDATION_SHARE = 0.1
-_TEST_SHARE = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -70,30 +67,27 @@ _Clients = dict[str, list[federated_text.Example]]
 _Pair = tuple[str, federated_text.Example]
 
 
-def load_docstring_summarization(
-  cache_dir: str | os.PathLike[str], seed: int
-) -> federated_text.FederatedText:
+def load_docstring_summarization(request: Request) -> federated_text.FederatedText:
   """Loads the task, harvesting the environment on the first call.
 
-  The pairs depend on the installed versions alone; `seed` only decides which client goes to which
+  The pairs depend on the installed versions alone; the seed only decides which client goes to which
   split (by client: 80 % train, 10 % validation, 10 % test). A client that trains holds 8 to 64
   pairs; a held-out one may have lost some to the splits before it.
 
   Args:
-    cache_dir: where the harvest is kept, one file per environment; made if missing. A file that
-      does not match its checksum is harvested anew.
-    seed: chooses the split.
+    request: its cache is where the harvest is kept, one file per environment, made if missing; a
+      file that does not match its checksum is harvested anew.
 
   Raises:
     tasks.errors.UserError: if the environment holds too few docstrings, as with a reduced install.
   """
-  clients = _cached(pathlib.Path(cache_dir))
+  clients = _cached(request.cache)
   if len(clients) < MIN_CLIENTS:
     raise errors.UserError(
       f'task {NAME} found {len(clients)} modules with at least {MIN_EXAMPLES} docstrings in this '
       f'environment and needs {MIN_CLIENTS}; install requirements.txt in full.'
     )
-  train, validation, test = _split(clients, seed)
+  train, validation, test = _split(clients, request.config.seed)
   return federated_text.FederatedText(NAME, train=train, validation=validation, test=test)
 
 
@@ -164,11 +158,7 @@ def _without_repeats(pairs: list[_Pair]) -> list[_Pair]:
 
 
 def _split(clients: _Clients, seed: int) -> tuple[_Clients, _Clients, _Clients]:
-  order = sorted(clients)
-  random.Random(seed).shuffle(order)
-  validation = round(_VALIDATION_SHARE * len(order))
-  test = round(_TEST_SHARE * len(order))
-  parts = order[validation + test :], order[:validation], order[validation : validation + test]
+  parts = federated_text.split_clients(list(clients), seed)
   seen = near_duplicates.ShingleIndex()
   train, held_out, final = (
     _unseen({name: clients[name] for name in sorted(p)}, seen) for p in parts
@@ -187,7 +177,7 @@ def _unseen(clients: _Clients, seen: near_duplicates.ShingleIndex) -> _Clients:
   }
   kept = {name: examples for name, examples in kept.items() if examples}
   for examples in kept.values():
-    seen.update(text for example in examples for text in example)
+    seen.update(text for example in examples for text in (example.source, example.target))
   return kept
 
 
@@ -230,7 +220,7 @@ def _read(path: pathlib.Path) -> _Clients | None:
 
 def _write(path: pathlib.Path, clients: Mapping[str, Sequence[federated_text.Example]]) -> None:
   lines = [
-    json.dumps([client, *example], ensure_ascii=False) + '\n'
+    json.dumps([client, example.source, example.target], ensure_ascii=False) + '\n'
     for client, examples in clients.items()
     for example in examples
   ]

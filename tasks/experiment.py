@@ -3,10 +3,12 @@
 """What a run works on, made from its configuration: model, data, ranks and the process."""
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,28 @@ import tensorflow as tf
 import hetlora_tff
 from hetlora_tff.adapters import factors as lora
 from hetlora_tff.adapters.layout import AdapterLayout
-from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
 from hetlora_tff.message_sizes import MessageSizes
-from tasks import backbones, costs, dp_settings, method_parts, participation, registry, text
+from tasks import (
+  backbones,
+  costs,
+  dp_settings,
+  federated_text,
+  method_parts,
+  participation,
+  registry,
+)
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
-from tasks.rank_assignment import assign_ranks, tier_bounds
+from tasks.packing import Packed, Packer
+from tasks.rank_assignment import assign_ranks
+from tasks.task import Request
 
-# Held-out clients draw their ranks apart from those that train.
-_HELD_OUT_RANKS = 1
+# Independent streams of one seed: held-out clients, and their ranks.
+_HELD_OUT_RANKS, _HELD_OUT = 1, 2
+# Of how many clients the rows are kept from round to round.
+_PACKED_CLIENTS = 512
 
 
 class Experiment:
@@ -33,47 +46,46 @@ class Experiment:
 
   Attributes:
     config: the configuration, with what only the data could settle.
-    base: backbone and tokenizer.
-    lora_config: the adapters; None where all weights are trained.
-    model: the causal model that clients train.
-    shapes: the adapted modules by path; none where all weights are trained.
     data: the task's clients.
+    base: backbone and tokenizer.
+    packer: makes rows of examples.
+    lora_config: the adapters; None where all weights are trained.
+    model: the model that clients train.
+    shapes: the adapted modules by path; none where all weights are trained.
     client_ids: the clients that train, sorted.
+    held_out: the clients that are evaluated.
     initial_ranks: int32 `[clients]`, their ranks before the first round.
   """
 
-  def __init__(self, config: RunConfig):
-    """Loads model and data.
+  def __init__(self, config: RunConfig, say: Callable[[str], None] = lambda text: None):
+    """Loads data and model.
+
+    Args:
+      config: of the run.
+      say: tells the user how far loading is, and what of the data is left out.
 
     Raises:
       UserError: naming the option that cannot be met.
     """
     self.config = config
     cache = backbones.cache_directory()
-    task = registry.find_task(config.task)
-    self.base = backbones.load_base_model(config.backbone, cache)
-    self.lora_config = method_parts.lora_config(config)
-    try:
-      self.model = hetlora_tff.CausalLanguageModel(self.base.backbone, config.sequence_length)
-    except ValueError as error:
-      raise UserError(f'--sequence-length: {error}') from error
-    self.shapes = self._module_shapes()
-    try:
-      self.data = task.load(cache / 'data', config.seed)
-    except ValueError as error:
-      raise UserError(f'--task {config.task}: {error}') from error
-    if not self._held_out():
-      raise UserError(f'--eval-split {config.eval_split}: {config.task} has no such clients.')
+    self.data = load_data(config, cache, say)
     self.client_ids = sorted(self.data.train)
     if config.clients_per_round > len(self.client_ids):
       raise UserError(
         f'--clients-per-round {config.clients_per_round}: {config.task} has only '
         f'{len(self.client_ids)} clients that train.'
       )
+    self.held_out = self._drawn_held_out()
+    labelled = self.data.kind is federated_text.Kind.LABEL
+    self.base = backbones.load_base_model(config.backbone, cache, encoder_allowed=labelled)
+    self.lora_config = method_parts.lora_config(config)
+    self.model, self.packer = self._model(), self._packer()
+    self.shapes = self._module_shapes()
     self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
     coordinates = method_parts.coordinates(config, self.model, self.shapes, self.initial_ranks)
     self.config = dp_settings.settle(config, len(self.client_ids), coordinates)
-    self._packed: dict[int, collections.OrderedDict[str, np.ndarray]] = {}
+    self._pack = functools.lru_cache(_PACKED_CLIENTS)(self._pack)
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
     """The learning process."""
@@ -101,15 +113,19 @@ class Experiment:
     return clients
 
   def _client_data(self, index: int, rank: int, round_number: int):
-    # By its name and not its place: who else is there must not change what a client does.
-    name = hashlib.sha256(self.client_ids[index].encode()).digest()
     batches = participation.local_batches(
       self._pack(index),
       batch_size=self.config.batch_size,
       local_steps=self.config.local_steps,
-      seed=[self.config.seed, int.from_bytes(name), round_number],
+      seed=self.order_seed(self.client_ids[index], round_number),
     )
     return pack_client_data(rank, batches)
+
+  def order_seed(self, client: str, round_number: int) -> list[int]:
+    """The seed of the order in which a client meets its examples in a round."""
+    # By its name and not its place: who else is there must not change what a client does.
+    name = hashlib.sha256(client.encode()).digest()
+    return [self.config.seed, int.from_bytes(name), round_number]
 
   def _canary_data(self, ranks: np.ndarray):
     """A device of the largest tier without text; what it sends does not depend on either."""
@@ -122,44 +138,26 @@ class Experiment:
     return Evaluator(
       base or self.base,
       self.lora_config,
-      self._held_out(),
-      sequence_length=config.sequence_length,
+      self.data,
+      self.held_out,
+      self.packer,
       examples_per_client=config.eval_examples_per_client,
       decode_examples=config.decode_examples,
+      num_beams=config.num_beams,
     )
 
-  def evaluate_tiers(self, adapters: Adapters) -> list[dict[str, Any]]:
-    """Federated evaluation on held-out clients, each at the rank that its device would have.
+  def held_out_ranks(self, ranks: np.ndarray) -> dict[str, int]:
+    """The rank of each held-out client: its device's if that trains, else one drawn for it.
 
-    Returns:
-      Tiers in ascending order, without those in which no client has a finite loss; none where
-      there are no ranks.
+    Args:
+      ranks: int32 `[clients]`, of the devices that train.
     """
-    if self.lora_config is None:
-      return []
-    config, clients = self.config, self._held_out()
-    bounds = tier_bounds(config)
-    carries = isinstance(next(iter(adapters.values())), lora.CorrectedFactors)
-    process = hetlora_tff.build_hetlora_eval_process(
-      self.model, self.lora_config, tiers=bounds, carries_residual=carries
-    )
-    layout = AdapterLayout(self.shapes, self.lora_config, carries_residual=carries)
-    state = process.set_model_weights(process.initialize(), layout.weights(adapters))
-    ranks = self._ranks(clients, [config.seed, _HELD_OUT_RANKS], 'draw')
-    data = []
-    for client, rank in zip(sorted(clients), ranks, strict=True):
-      examples = clients[client][: config.eval_examples_per_client]
-      packed = text.pack(examples, self.base.tokenizer, config.sequence_length)
-      batches = participation.in_order(packed, config.batch_size)
-      data.append(pack_client_data(rank, batches))
-    sums = process.next(state, data).metrics
-    return [
-      {'rank_up_to': bound, 'clients': int(n), 'loss': float(loss / count)}
-      for bound, n, loss, count in zip(
-        bounds, sums['clients'], sums['loss'], sums['predictions'], strict=True
-      )
-      if count
-    ]
+    drawn = self._ranks(self.held_out, [self.config.seed, _HELD_OUT_RANKS], 'draw')
+    by_client = dict(zip(sorted(self.held_out), drawn.tolist(), strict=True))
+    if self.data.shares_clients:
+      places = {client: place for place, client in enumerate(self.client_ids)}
+      by_client |= {c: int(ranks[places[c]]) for c in by_client if c in places}
+    return by_client
 
   def flops(
     self, cohort: Sequence[int], ranks: np.ndarray, predictions: int, sizes: MessageSizes
@@ -174,7 +172,11 @@ class Experiment:
     """
     config, backbone = self.config, self.base.backbone
     try:
-      size = costs.model_size(backbone.config, ((r.name, r.shape) for r in backbone.tensors))
+      size = costs.model_size(
+        backbone.config,
+        ((r.name, r.shape) for r in backbone.tensors),
+        predicts_tokens=self.data.kind is not federated_text.Kind.LABEL,
+      )
     except KeyError:
       return None
     total = costs.client_flops(
@@ -182,7 +184,7 @@ class Experiment:
       full=self.lora_config is None,
     )  # fmt: skip
     for index in cohort:
-      rows = min(config.batch_size, len(self.data.train[self.client_ids[index]]))
+      rows = min(config.batch_size, len(self._pack(index)['token_ids']))
       trained = sizes.trained_parameters(int(ranks[index]))
       total += costs.client_flops(
         size,
@@ -238,8 +240,39 @@ class Experiment:
     """Clients that train at the same time."""
     return self.config.concurrent_clients or len(os.sched_getaffinity(0))
 
-  def _held_out(self):
-    return getattr(self.data, self.config.eval_split)
+  def _drawn_held_out(self) -> dict[str, Sequence[federated_text.Example]]:
+    config, clients = self.config, self.data.split(self.config.eval_split)
+    if not clients:
+      raise UserError(f'--eval-split {config.eval_split}: {config.task} has no such clients.')
+    names = sorted(clients)
+    if len(names) > config.eval_clients:
+      generator = np.random.default_rng([config.seed, _HELD_OUT])
+      drawn = generator.choice(len(names), config.eval_clients, replace=False)
+      names = [names[index] for index in sorted(drawn.tolist())]
+    return {name: clients[name] for name in names}
+
+  def _model(self) -> hetlora_tff.CausalLanguageModel | hetlora_tff.ClassificationModel:
+    backbone, length = self.base.backbone, self.config.sequence_length
+    try:
+      if self.data.kind is federated_text.Kind.LABEL:
+        return hetlora_tff.ClassificationModel(backbone, length, len(self.data.labels))
+      return hetlora_tff.CausalLanguageModel(backbone, length)
+    except ValueError as error:
+      raise UserError(f'--sequence-length: {error}') from error
+
+  def _packer(self) -> Packer:
+    config = self.config
+    try:
+      return Packer(
+        self.base.tokenizer,
+        kind=self.data.kind,
+        sequence_length=config.sequence_length,
+        max_target_tokens=config.max_target_tokens,
+        truncate_source=config.truncate_source,
+        labels=self.data.labels,
+      )
+    except ValueError as error:
+      raise UserError(f'--sequence-length or --max-target-tokens: {error}') from error
 
   def _module_shapes(self):
     if self.lora_config is None:
@@ -256,13 +289,40 @@ class Experiment:
 
   def _ranks(self, clients: Mapping[str, Sequence[Any]], seed: Any, unlisted) -> np.ndarray:
     """Ranks of clients, in the order of their sorted ids."""
-    sizes = {client: len(examples) for client, examples in clients.items()}
-    ranks = assign_ranks(self.config, sizes, seed, unlisted=unlisted)
+    ranks = assign_ranks(self.config, federated_text.sizes(clients), seed, unlisted=unlisted)
     return np.array([ranks[client] for client in sorted(clients)], np.int32)
 
-  def _pack(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
-    if index not in self._packed:
-      self._packed[index] = text.pack(
-        self.data.train[self.client_ids[index]], self.base.tokenizer, self.config.sequence_length
-      )
-    return self._packed[index]
+  def _pack(self, index: int) -> Packed:
+    """The rows of a client that trains; its text is read now."""
+    return self.packer.rows(self.data.train[self.client_ids[index]])
+
+
+def load_data(
+  config: RunConfig, cache: pathlib.Path, say: Callable[[str], None]
+) -> federated_text.FederatedText:
+  """Loads the task of a run and says what of its data is left out.
+
+  Args:
+    config: of the run.
+    cache: where data are kept, in a directory of their own.
+    say: tells the user; a private run says nothing that depends on single clients.
+
+  Raises:
+    UserError: naming the option, file or line that cannot be used.
+  """
+  private = dp_settings.is_private(config)
+  request = Request(config, cache / 'data', (lambda text: None) if private else say)
+  try:
+    data = registry.find_task(config.task).load(request)
+  except ValueError as error:
+    raise UserError(f'--task {config.task}: {error}') from error
+  if private and config.public_eval_clients and data.shares_clients:
+    raise UserError(
+      f'--public-eval-clients: {config.task} holds out later text of clients that train; leave it '
+      'out.'
+    )
+  if private:
+    return dataclasses.replace(data, left_out=())
+  for sentence in data.left_out:
+    say(sentence)
+  return data

@@ -5,10 +5,15 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+_SPLITS = ('train', 'validation', 'test')
+_HELD_OUT_SHARE = 0.1
 
 
 class Example(NamedTuple):
@@ -16,11 +21,21 @@ class Example(NamedTuple):
 
   Attributes:
     source: the text that conditions the model; may be empty.
-    target: the text the loss is taken over.
+    target: the text the loss is taken over, or a label.
+    head: text before the source that stays where the source is too long and cut.
   """
 
   source: str
   target: str
+  head: str = ''
+
+
+class Kind(enum.Enum):
+  """What is to be learned of an example."""
+
+  PAIR = 'pair'  # To write the target after the source.
+  TEXT = 'text'  # To go on with the target, word by word; there is no source.
+  LABEL = 'label'  # To name the source's label, the target.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,40 +44,87 @@ class FederatedText:
 
   Attributes:
     name: the task's name, as on the command line.
-    train: examples of the clients that train, keyed by client id.
+    train: examples of the clients that train, keyed by client id; may be read when asked for.
     validation: examples of the clients that tuning may look at.
     test: examples of the clients that neither training nor tuning uses.
+    kind: what is learned of an example.
+    labels: of `Kind.LABEL`, all there are; a label's place is its number.
+    shares_clients: whether held-out text may be of clients that train: what they wrote later.
+    left_out: sentences about records and clients that were left out, and why.
 
   Raises:
-    ValueError: if a client is in two splits, a client has no example, or nobody trains.
+    ValueError: if a client is in two splits, a client has no example, nobody trains, or a label is
+      unknown.
   """
 
   name: str
   train: Mapping[str, Sequence[Example]]
   validation: Mapping[str, Sequence[Example]]
   test: Mapping[str, Sequence[Example]]
+  kind: Kind = Kind.PAIR
+  labels: tuple[str, ...] = ()
+  shares_clients: bool = False
+  left_out: tuple[str, ...] = ()
 
   def __post_init__(self):
     if not self.train:
       raise ValueError(f'train of task {self.name!r} has no clients; at least one must train.')
-    seen: dict[str, str] = {}
-    for split in ('train', 'validation', 'test'):
-      for client, examples in getattr(self, split).items():
-        if client in seen:
-          raise ValueError(
-            f'client {client!r} of task {self.name!r} is in both {seen[client]} and {split}; '
-            'give it to one split.'
-          )
-        if not examples:
+    if (self.kind is Kind.LABEL) != (len(self.labels) > 1):
+      raise ValueError(
+        f'task {self.name!r} has labels {self.labels}; labels take two, others none.'
+      )
+    for number, split in enumerate(_SPLITS):
+      others = () if self.shares_clients else _SPLITS[:number]
+      for client, size in sizes(self.split(split)).items():
+        for other in others:
+          if client in self.split(other):
+            raise ValueError(
+              f'client {client!r} of task {self.name!r} is in both {other} and {split}; '
+              'give it to one split.'
+            )
+        if not size:
           raise ValueError(f'client {client!r} of task {self.name!r} has no example; leave it out.')
-        seen[client] = split
+
+  def split(self, name: str) -> Mapping[str, Sequence[Example]]:
+    """The clients of `train`, `validation` or `test`."""
+    return getattr(self, name)
 
   @property
   def sha256(self) -> str:
     """One digest of all clients, splits and texts; the order of the clients does not matter."""
     digest = hashlib.sha256()
-    for split in ('train', 'validation', 'test'):
-      for client, examples in sorted(getattr(self, split).items()):
-        texts = [[example.source, example.target] for example in examples]
-        digest.update(json.dumps([split, client, texts]).encode())
+    for split in _SPLITS:
+      clients = self.split(split)
+      stored = getattr(clients, 'sha256', None)
+      for part in _described(clients) if stored is None else [stored]:
+        digest.update(json.dumps([split, part]).encode())
     return digest.hexdigest()
+
+
+def sizes(clients: Mapping[str, Sequence[Example]]) -> Mapping[str, int]:
+  """Number of examples by client; a mapping that reads texts when asked knows without reading."""
+  known = getattr(clients, 'sizes', None)
+  if known is not None:
+    return known
+  return {client: len(examples) for client, examples in clients.items()}
+
+
+def split_clients(names: Sequence[str], seed: int) -> tuple[list[str], list[str], list[str]]:
+  """Divides clients into those that train, 80 %, and those for validation and test, 10 % each.
+
+  Args:
+    names: of the clients; their order does not matter.
+    seed: of the draw.
+
+  Returns:
+    Train, validation and test, each with somebody in it where there are three clients or more.
+  """
+  order = sorted(names)
+  random.Random(seed).shuffle(order)
+  held_out = max(round(_HELD_OUT_SHARE * len(order)), int(len(order) > 2))
+  return order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
+
+
+def _described(clients: Mapping[str, Sequence[Example]]) -> Iterator[list]:
+  for client, examples in sorted(clients.items()):
+    yield [client, *([example.head, example.source, example.target] for example in examples)]

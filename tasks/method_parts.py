@@ -3,7 +3,7 @@
 """The parts that a method is composed of."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_federated as tff
@@ -11,6 +11,7 @@ import tensorflow_federated as tff
 import hetlora_tff
 from hetlora_tff import aggregation
 from hetlora_tff.adapters.layout import AdapterLayout, ModuleShapes, TrainedFactors
+from hetlora_tff.adapters.model import AdapterModel, FullModel
 from hetlora_tff.clients.full_training import num_weights
 from hetlora_tff.distribution import RankSelect
 from hetlora_tff.full_fine_tuning import build_full_process
@@ -47,7 +48,7 @@ def _adapters(config: RunConfig) -> hetlora_tff.LoraConfig:
 
 def build_process(
   config: RunConfig,
-  model: hetlora_tff.CausalLanguageModel,
+  model: AdapterModel,
   shapes: ModuleShapes,
   ranks: np.ndarray,
 ) -> hetlora_tff.HetLoraProcess:
@@ -71,7 +72,7 @@ def build_process(
 
 def _compose(
   config: RunConfig,
-  model: hetlora_tff.CausalLanguageModel,
+  model: AdapterModel,
   shapes: ModuleShapes,
   ranks: np.ndarray,
 ) -> hetlora_tff.HetLoraProcess:
@@ -80,7 +81,7 @@ def _compose(
   server_optimizer = _optimizer(config.server_optimizer, config.server_learning_rate)
   if config.method == 'full':
     return build_full_process(
-      model,
+      cast(FullModel, model),
       weights=hetlora_tff.ClientWeighting(config.weights),
       client_optimizer=client_optimizer,
       aggregator=None if config.l2_clip_norm is None else private_parts.mean(config),
@@ -99,14 +100,7 @@ def _compose(
   return hetlora_tff.build_hetlora_process(
     model,
     lora,
-    training=hetlora_tff.LocalTraining(
-      prune_decay=config.prune_decay,
-      prune_weight=config.prune_weight,
-      min_rank=config.min_rank,
-      padding=hetlora_tff.Padding(config.padding),
-      weights=_weighting(config),
-      trained=trained,
-    ),
+    training=_training(config),
     client_optimizer=client_optimizer,
     distributor=distributor,
     aggregator=aggregator,
@@ -119,9 +113,42 @@ def _compose(
   )
 
 
+def build_personalization(
+  config: RunConfig,
+  model: AdapterModel,
+  *,
+  carries_residual: bool,
+) -> tff.Computation:
+  """The check of what clients gain by local steps of their own; see there.
+
+  Args:
+    config: of the run; its method has adapters.
+    model: that clients train.
+    carries_residual: whether the process that trained carries one.
+  """
+  return hetlora_tff.build_hetlora_personalization_eval(
+    model,
+    _adapters(config),
+    _training(config),
+    _optimizer(config.client_optimizer, config.client_learning_rate),
+    carries_residual=carries_residual,
+  )
+
+
+def _training(config: RunConfig) -> hetlora_tff.LocalTraining:
+  return hetlora_tff.LocalTraining(
+    prune_decay=config.prune_decay,
+    prune_weight=config.prune_weight,
+    min_rank=config.min_rank,
+    padding=hetlora_tff.Padding(config.padding),
+    weights=_weighting(config),
+    trained=_TRAINED.get(config.method, TrainedFactors.BOTH),
+  )
+
+
 def coordinates(
   config: RunConfig,
-  model: hetlora_tff.CausalLanguageModel,
+  model: AdapterModel,
   shapes: ModuleShapes,
   ranks: np.ndarray,
 ) -> int:
@@ -134,7 +161,7 @@ def coordinates(
     ranks: int32 `[clients]`, of all devices.
   """
   if config.method == 'full':
-    return num_weights(model)
+    return num_weights(cast(FullModel, model))
   lora = _adapters(config)
   layout = AdapterLayout(shapes, lora, _TRAINED.get(config.method, TrainedFactors.BOTH))
   # With `state` padding a client asks for zeros in the rows that it lacks; noise of its own it adds

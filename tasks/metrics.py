@@ -1,14 +1,19 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity and RougeL over clients, with confidence intervals."""
+"""Perplexity, Rouge and accuracy over clients: means with intervals, and their distribution."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rouge_score import rouge_scorer
 from scipy import stats
+
+# Rouge-1 and Rouge-2 count common words and pairs of words, RougeL the longest common subsequence.
+ROUGE = {'rouge_1': 'rouge1', 'rouge_2': 'rouge2', 'rouge_l': 'rougeL'}
+# The exponential of a larger loss could not be squared and summed over clients.
+_LARGEST_LOSS = 300.0
 
 
 class Interval(NamedTuple):
@@ -183,12 +188,48 @@ def paired_relative_interval(
   return Interval(math.expm1(interval.mean), low, high)
 
 
-def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float]:
-  """Returns the RougeL F-measure of every prediction, in [0, 1].
+def client_perplexities(losses: ClientLosses) -> np.ndarray:
+  """Returns the perplexity of every client by itself, float64 [n]; at most exp(300)."""
+  return np.exp(np.minimum(losses.losses, _LARGEST_LOSS))
 
-  Longest common subsequence of words after Porter stemming (Lin, 2004), as `rouge_score` computes
-  it. Its tokenizer keeps ASCII letters and digits only, so other scripts score 0. An empty
-  prediction or reference scores 0.
+
+def distribution(
+  values: Sequence[float] | np.ndarray, *, high_is_worse: bool, confidence: float = 0.95
+) -> dict[str, Any]:
+  """Returns how a measure is spread over clients, each counting the same.
+
+  Args:
+    values: One value for each client.
+    high_is_worse: Whether the worst clients are those with the largest values.
+    confidence: Of the interval of the mean, see `mean_interval`.
+
+  Returns:
+    `clients`, their number; `mean` with its interval `low` and `high`; `std`, of the sample, and
+    None for a single client, as the bounds are; `deciles`, the nine values below which 10, 20, ...
+    90 % of the clients lie, with linear interpolation; `worst_decile_mean`, the mean of the worst
+    tenth of the clients, at least of one.
+
+  Raises:
+    ValueError: If there are no values, one is not finite, or `confidence` is not in (0, 1).
+  """
+  ordered = np.sort(_checked_vector('values', values))
+  size = len(ordered)
+  worst = ordered[-math.ceil(size / 10) :] if high_is_worse else ordered[: math.ceil(size / 10)]
+  return {
+    'clients': size,
+    **mean_interval(ordered, confidence)._asdict(),
+    'std': float(ordered.std(ddof=1)) if size > 1 else None,
+    'deciles': np.quantile(ordered, np.arange(1, 10) / 10).tolist(),
+    'worst_decile_mean': float(worst.mean()),
+  }
+
+
+def rouge_scores(references: Sequence[str], predictions: Sequence[str]) -> dict[str, list[float]]:
+  """Returns the Rouge F-measures of every prediction, in [0, 1], by the names of `ROUGE`.
+
+  Overlaps of words after Porter stemming (Lin, 2004), as `rouge_score` computes them. Its tokenizer
+  keeps ASCII letters and digits only, so other scripts score 0. An empty prediction or reference
+  scores 0.
 
   Raises:
     ValueError: If there are no references or their number is not that of the predictions.
@@ -200,6 +241,7 @@ def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float
       f'references and predictions must be of one length; got {len(references)} and'
       f' {len(predictions)}.'
     )
-  scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
+  scorer = rouge_scorer.RougeScorer(list(ROUGE.values()), use_stemmer=True)
   pairs = zip(references, predictions, strict=True)
-  return [float(scorer.score(target, text)['rougeL'].fmeasure) for target, text in pairs]
+  scores = [scorer.score(target, text) for target, text in pairs]
+  return {name: [float(score[key].fmeasure) for score in scores] for name, key in ROUGE.items()}

@@ -143,6 +143,9 @@ def _refusal(rule: Rule, value: Any, reason: str) -> str:
 def _named(keys: Iterable[str], given: Mapping[str, Any], settled: Mapping[str, Any]) -> str:
   """The options that bring a rule about, and which of them nobody asked for."""
   return ' with '.join(
-    ' '.join(as_flag(key, settled[key])) + ('' if given[key] is not None else ' (the default here)')
+    f'no {option(key)}'
+    if settled[key] is None
+    else ' '.join(as_flag(key, settled[key]))
+    + ('' if given[key] is not None else ' (the default here)')
     for key in keys
   )

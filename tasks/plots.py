@@ -342,15 +342,10 @@ def draw_run(
 
 
 def write_plots(
-  run_directory: str | os.PathLike, bytes_by_rank: Sequence[RankBytes] = ()
+  run_directory: str | os.PathLike, images: Mapping[str, bytes]
 ) -> OrderedDict[str, pathlib.Path]:
-  """Writes the plots of a run to `plots/NAME.png` of its directory and returns their paths.
-
-  Raises:
-    ValueError: As `draw_run`.
-  """
+  """Writes PNG images by name to `plots/NAME.png` of a run's directory and returns their paths."""
   folder = pathlib.Path(run_directory) / 'plots'
-  images = draw_run(run_directory, bytes_by_rank)
   folder.mkdir(exist_ok=True)
   paths = OrderedDict((name, folder / f'{name}.png') for name in images)
   for name, image in images.items():

@@ -28,9 +28,16 @@ _WITHHELD = {
   'trained_parameters': 'it depends on who was drawn.',
   'client_flops': 'it depends on who was drawn and on their data.',
   'deviation_from_exact': 'it is computed from what single clients learned.',
+  'input_seconds': 'it depends on who was drawn and on their data.',
 }
-_EVALUATED = ('eval_loss', 'eval_perplexity', 'eval_rouge_l')
-_MEANS = 'Mean losses, perplexities and RougeL of held-out clients, in metrics.csv and summary.json'
+_EVALUATED = (
+  'eval_loss', 'eval_perplexity', 'eval_rouge_1', 'eval_rouge_2', 'eval_rouge_l', 'eval_accuracy',
+  'eval_client_perplexity_mean',
+)  # fmt: skip
+_MEANS = (
+  'Mean losses, perplexities, accuracies and Rouge of held-out clients, in metrics.csv and'
+  ' summary.json'
+)
 # What tells of single held-out clients, where it was released.
 _SINGLE = ('samples.json', 'evaluation_base.json', 'evaluation_final.json')
 _TUNING = (
@@ -191,6 +198,11 @@ def _broken_limits(ledger: Ledger, observed: Mapping[str, int] | None) -> list[s
 def _unit(config: RunConfig) -> str:
   task = registry.TASKS.get(config.task)
   about = f' Task {config.task}: {task.description.rstrip(".")}.' if task else ''
+  if task is not None and task.quotes_others:
+    about += (
+      ' What others wrote to a client is in its examples and counts as its own: the figures do not'
+      ' protect the others there.'
+    )
   return (
     'One client with all of its examples, in all rounds.'
     f'{about} A person who is k clients has k times the epsilon, at a larger delta.'
@@ -228,6 +240,17 @@ def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -
       ' them covered.'
     )
     missing += [f'{name}: single held-out clients, whom nothing protects.' for name in single]
+  task = registry.TASKS.get(config.task)
+  if task is None:
+    missing.append(
+      f'How {config.task} makes clients and examples: nobody has checked that what a client holds'
+      ' depends on this client alone.'
+    )
+  elif task.shares_clients:
+    missing.append(
+      'Held-out text is what clients that train wrote later: results on it tell of the very clients'
+      ' that the figures are about.'
+    )
   if config.rank_assignment:
     missing.append(
       'Which device has which rank: ranks are taken as public, and as the same in the run without'

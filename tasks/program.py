@@ -15,6 +15,7 @@ import hetlora_tff
 from tasks import (
   artifacts,
   audit,
+  device_evaluation,
   dp_settings,
   harvest,
   metrics,
@@ -53,7 +54,7 @@ def train(
   """
   with RunDirectory(output_dir, resume=resume) as directory, Progress() as progress:
     progress.say(f'Loading {config.task} and the {config.backbone} backbone ...')
-    experiment = Experiment(config)
+    experiment = Experiment(config, progress.say)
     if resume:
       _check_inputs(experiment, directory)
     guard = privacy_guard.build_guard(experiment.config, len(experiment.client_ids), directory.root)
@@ -67,8 +68,11 @@ def train(
       while state.round_number < config.rounds and run.affords_round(state):
         state = run.one_round(state)
       parameters = artifacts.as_arrays(process.get_model_weights(state.learning))
-      tiers = experiment.evaluate_tiers(parameters)
-    return run.finish(state, tiers, command)
+      tiers = device_evaluation.evaluate_tiers(experiment, parameters, state.ranks)
+      own = device_evaluation.personalize(
+        experiment, process, state.learning.global_model_weights, state.ranks
+      )
+    return run.finish(state, tiers, own, command)
 
 
 class _Run:
@@ -137,6 +141,7 @@ class _Run:
       learning = learning._replace(aggregator=self._process.initialize().aggregator)
     with self._guard.silence():
       data = self._experiment.client_data(start.cohort, state.ranks, number)
+      input_seconds = time.monotonic() - started
       learning, measured, ranks = self._next(learning, data, state.ranks, start.cohort)
     row = {}
     if measured['client_work']:  # Nobody asks the clients of a private run.
@@ -146,6 +151,7 @@ class _Run:
         row['client_flops'] = self._experiment.flops(
           start.cohort, state.ranks, predictions, self._process.sizes
         )
+      row['input_seconds'] = round(input_seconds, 3)
       row['round_seconds'] = round(time.monotonic() - started, 3)
     self._progress.show_round(number, row, state.ranks[start.cohort] if row else None)
     state = RunState(number, learning, ranks, **self._guard.anchor())
@@ -182,9 +188,20 @@ class _Run:
     self._record(state, row, evaluation)
 
   def finish(
-    self, state: RunState, tiers: list[dict[str, Any]], command: list[str]
+    self,
+    state: RunState,
+    tiers: list[dict[str, Any]],
+    own: dict[str, Any] | None,
+    command: list[str],
   ) -> dict[str, Any]:
-    """Writes model, summary, samples, plots and report."""
+    """Writes model, summary, samples, plots and report.
+
+    Args:
+      state: after the last round.
+      tiers: of `device_evaluation.evaluate_tiers`.
+      own: of `device_evaluation.personalize`.
+      command: that began the run.
+    """
     experiment, directory = self._experiment, self._directory
     self._progress.say_busy('writing the model')
     names = artifacts.save(directory.root, experiment, self._parameters(state))
@@ -197,12 +214,15 @@ class _Run:
       directory.read_json(self._guard.evaluations + _BASE),
       self._final_evaluation(state),
     )
-    summary = results.summarize(base, final)
+    summary = results.summarize(base, final, single_clients=not self._guard.evaluations)
     if not self._guard.evaluations:  # A tier may be one client.
       summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
+    if own is not None:
+      summary['personalization'] = own
     summary['bytes_by_rank'] = results.bytes_by_rank(self._process.sizes, experiment.initial_ranks)
     summary['adapter_names'] = names
     summary['rounds'] = state.round_number
+    summary['left_out'] = list(experiment.data.left_out)
     summary['command'] = shlex.join(command)
     directory.write_json(SUMMARY, summary)
     if not self._guard.evaluations:
@@ -255,9 +275,7 @@ class _Run:
     """Writes the rows of a round."""
     row = {'round': state.round_number, **row}
     if evaluation:
-      row['eval_loss'] = evaluation['loss']
-      row['eval_perplexity'] = evaluation['perplexity']
-      row['eval_rouge_l'] = evaluation.get('rouge_l', '')
+      row |= results.evaluation_row(evaluation, single_clients=not self._guard.evaluations)
       row['eval_seconds'] = evaluation['seconds']
       self._progress.show_evaluation(state.round_number, evaluation)
     self._directory.append_rows('metrics.csv', METRIC_COLUMNS, [row])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the settings of a run restrict each other: all rules, in the order in which they count."""
 
-from tasks import methods, privacy_rules
+from tasks import methods, privacy_rules, task_rules
 from tasks.options import AllBut, Limit, Rule
 
 _ELSEWHERE = Limit((False,), "moves the server elsewhere than to the clients' mean")
@@ -11,6 +11,7 @@ _NO_PRUNING = {'rank_dynamics': ('fixed', 'tier')}
 # A rule looks at keys before its own. Privacy comes first: its defaults go before a method's.
 RULES = (
   *privacy_rules.RULES,
+  *task_rules.RULES,
   *(rule for method in methods.METHODS.values() for rule in method.rules()),
   Rule('rank_assignment', Limit(('tiers',), 'takes the ranks of public tiers'),
        {'rank_dynamics': ('tier',)}),

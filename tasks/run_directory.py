@@ -21,7 +21,12 @@ METRIC_COLUMNS = (
   'train_loss',
   'eval_loss',
   'eval_perplexity',
+  'eval_rouge_1',
+  'eval_rouge_2',
   'eval_rouge_l',
+  'eval_accuracy',
+  'eval_client_perplexity_mean',
+  'eval_client_perplexity_worst_decile',
   'upload_bytes',
   'download_bytes',
   'round_seconds',
@@ -32,6 +37,7 @@ METRIC_COLUMNS = (
   'trained_parameters',
   'client_flops',
   'deviation_from_exact',
+  'input_seconds',
   'eval_seconds',
 )
 RANK_COLUMNS = ('round', 'rank', 'clients')

@@ -1,44 +1,73 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-r"""From examples of text to the fixed shapes that models train on and decode from.
-
-A row is `source tokens, separator, target tokens, end token`, then padding. The separator is
-ordinary text, `'\n=>'` by default, so that any vocabulary can write it; the target follows with a
-leading space and its words are split as they are within a sentence. The room of the target is fixed
-by the row's length alone (`max_target_tokens`): a training row and the prompt of the same example
-start with the very same tokens, and where a source was cut does not tell how long its target is.
-"""
+"""Tokenizers of keras-nlp, made fast and alike."""
 
 from __future__ import annotations
 
-import collections
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras_nlp
-import numpy as np
 import tensorflow as tf
 
-from tasks import bpe, federated_text
+from tasks import bpe
 
 SEPARATOR = '\n=>'
 
-_MAX_TARGET_TOKENS = 32
 _BATCH = 4096
-# Byte-pair merges never cross these borders, so a text is the concatenation of its pieces.
-_PIECES = re.compile(r'\n| ?[^ \n]+')
-# What keras-nlp splits by context: runs of white space, and the digit it uses as a mark.
-_CONTEXTUAL = re.compile(r'\s\s|\s$|[^\S \n]|\u096c')
+# Words that are remembered, about 80 MB of them.
+_MAX_KNOWN = 300_000
+# Merges never cross these borders, so a text is the concatenation of its pieces.
+_BORDERS = re.compile(r'(?<=\S)(?=[ \n\t\r\f])')
+# What we do not split: characters of `_SHAPES`, and white space at the end, where keras-nlp's rule
+# is neither GPT-2's nor simple.
+_UNCLEAR = re.compile(r'\x00|\s\s$')
+
+
+class _Shapes(dict[int, str]):
+  """Writes a text in ASCII, such that it has the same words: for `str.translate`.
+
+  Beyond ASCII, RE2 and the standard library do not agree on what is a letter, a digit or white
+  space. NUL stands for what we leave to RE2: letters that are younger than Unicode 3.2, since
+  RE2 may not know them yet; those that Python does not know yet; white space; and the digit that
+  keras-nlp uses as a mark.
+  """
+
+  def __missing__(self, code: int) -> str:
+    self[code] = self._shape(chr(code))
+    return self[code]
+
+  def _shape(self, character: str) -> str:
+    if character.isascii():
+      return '!' if character in '\x0b\x1c\x1d\x1e\x1f' else character
+    kind = unicodedata.category(character)
+    if kind in ('Cn', 'Zs') or character == '\u096c':
+      return '\x00'
+    if kind[0] not in 'LN':
+      return '!'
+    known = unicodedata.ucd_3_2_0.category(character)[0] == kind[0]
+    return ('a' if kind[0] == 'L' else '1') if known else '\x00'
+
+
+_SHAPES = _Shapes()
 
 
 class Tokenizer:
   """A keras-nlp tokenizer with the few things that packing needs, made fast.
 
-  keras-nlp applies merges word by word in a loop of TensorFlow operations. A byte-pair tokenizer
-  is therefore asked once per *distinct word*, for all new words of a call together, and the answers
-  are kept; the result equals asking it for the whole text. Two things it cannot give back: the NUL
-  character and U+096C, which it uses as a mark.
+  keras-nlp applies the merges of a byte-pair tokenizer in a loop of TensorFlow operations. Here it
+  is done in Python, once per *distinct word*, and the answers are kept; keras-nlp is asked only
+  where its own split into words is unclear. The result equals asking it for the whole text. Two
+  things it cannot give back: the NUL character and U+096C, which it uses as a mark.
+
+  Attributes:
+    end_token_id: ends a text; the separator token of an encoder.
+    pad_token_id: fills rows; 0 where the tokenizer has none.
+    start_ids: what the model's own preprocessor puts in front of a text: its start token, or the
+      class token of an encoder; nothing for GPT-2 and its like.
+    separator_ids: between source and target.
 
   Args:
     tokenizer: any keras-nlp tokenizer that has an end token.
@@ -49,19 +78,26 @@ class Tokenizer:
   """
 
   def __init__(self, tokenizer: Any, separator: str = SEPARATOR):
-    end_token_id = getattr(tokenizer, 'end_token_id', None)
+    end_token_id = _first_id(tokenizer, 'end_token_id', 'sep_token_id')
     if end_token_id is None:
       raise ValueError(
-        f'tokenizer {type(tokenizer).__name__} has no end_token_id; use one for causal models.'
+        f'tokenizer {type(tokenizer).__name__} has neither end_token_id nor sep_token_id; use that '
+        'of a model.'
       )
+    start_token_id = _first_id(tokenizer, 'start_token_id', 'cls_token_id')
     self._tokenizer = tokenizer
-    self._by_word = (
-      isinstance(tokenizer, keras_nlp.tokenizers.BytePairTokenizer)
+    self._words = (
+      bpe.Encoder(tokenizer.vocabulary, tokenizer.merges)
+      if isinstance(tokenizer, keras_nlp.tokenizers.BytePairTokenizer)
       and not tokenizer.add_prefix_space
+      else None
     )
     self._special = tuple(getattr(tokenizer, 'unsplittable_tokens', None) or ())
     self._known: dict[str, list[int]] = {}
-    self.end_token_id = int(end_token_id)
+    self.end_token_id = end_token_id
+    # GPT-2 and its like read this token between documents, and none before a prompt.
+    between = getattr(tokenizer, 'start_token', None) == bpe.END_OF_TEXT
+    self.start_ids = [] if between or start_token_id is None else [start_token_id]
     self.pad_token_id = int(getattr(tokenizer, 'pad_token_id', None) or 0)
     self.separator_ids = self.encode(separator)
     if not self.separator_ids:
@@ -83,11 +119,13 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the token ids of each text."""
-    if not self._by_word:
+    if self._words is None:
       return self._ask(texts)
+    if len(self._known) > _MAX_KNOWN:
+      self._known.clear()
     pieces = [self._pieces(text) for text in texts]
-    new = sorted({piece for parts in pieces for piece in parts} - self._known.keys())
-    self._known.update(zip(new, self._ask(new), strict=True))
+    unclear = sorted({piece for parts in pieces for piece in parts if piece not in self._known})
+    self._known.update(zip(unclear, self._ask(unclear), strict=True))
     return [[index for piece in parts for index in self._known[piece]] for parts in pieces]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -110,104 +148,30 @@ class Tokenizer:
     return [ids for part in parts for ids in self._tokenizer(part).to_list()]
 
   def _pieces(self, text: str) -> list[str]:
-    if _CONTEXTUAL.search(text) or any(special in text for special in self._special):
+    """Splits a text into words, which are known then, and what only keras-nlp can split."""
+    if any(special in text for special in self._special):
       return [text]
-    pieces = []
-    for piece in _PIECES.findall(text):
-      # Beyond ASCII, the standard library and RE2 differ in what a letter is.
-      pieces.extend(bpe.split_words(piece) if piece.isascii() else (piece,))
-    return pieces
+    words = self._learn(text)
+    if words is not None:
+      return words
+    parts = ((part, self._learn(part)) for part in _BORDERS.split(text))
+    return [piece for part, words in parts for piece in ([part] if words is None else words)]
+
+  def _learn(self, text: str) -> list[str] | None:
+    shape = text.translate(_SHAPES)
+    if self._words is None or _UNCLEAR.search(shape):
+      return None
+    words, start = [], 0
+    for word in bpe.split_words(shape):
+      words.append(text[start : start + len(word)])
+      start += len(word)
+    for word in words:
+      if word not in self._known:
+        self._known[word] = self._words.encode(word)
+    return words
 
 
-def max_target_tokens(sequence_length: int) -> int:
-  """Returns the room for a target and its end token: a third of the row, at most 32 tokens."""
-  return min(_MAX_TARGET_TOKENS, sequence_length // 3)
-
-
-def pack(
-  examples: Sequence[federated_text.Example], tokenizer: Tokenizer, sequence_length: int
-) -> collections.OrderedDict[str, np.ndarray]:
-  """Packs each example into one row for training.
-
-  Sources that are too long lose their end, targets too (and then keep no end token: the model must
-  not learn to stop there).
-
-  Args:
-    examples: n examples.
-    tokenizer: how to encode them.
-    sequence_length: tokens per row, L.
-
-  Returns:
-    `token_ids` int32 [n, L]; `padding_mask` int32 [n, L], 1 where there is a token;
-    `loss_weights` float32 [n, L], 1 at t where token t + 1 is of the target or its end: the
-    prediction made at t is the one that is scored. The last position is always 0.
-
-  Raises:
-    ValueError: if `sequence_length` leaves no room for a source token.
-  """
-  prompts_ids = _prompt_ids(examples, tokenizer, sequence_length)
-  targets = tokenizer.encode_batch([' ' + example.target.strip() for example in examples])
-  room = max_target_tokens(sequence_length)
-  rows = []
-  for prompt, target in zip(prompts_ids, targets, strict=True):
-    answer = [*_without(tokenizer.end_token_id, target), tokenizer.end_token_id]
-    rows.append(prompt + answer[:room])
-  packed = _padded(rows, tokenizer, sequence_length)
-  positions = np.arange(sequence_length)[np.newaxis, :]
-  first = _column(len(prompt) - 1 for prompt in prompts_ids)
-  last = _column(len(row) - 2 for row in rows)
-  packed['loss_weights'] = ((positions >= first) & (positions <= last)).astype(np.float32)
-  return packed
-
-
-def prompts(
-  examples: Sequence[federated_text.Example], tokenizer: Tokenizer, sequence_length: int
-) -> collections.OrderedDict[str, np.ndarray]:
-  """Packs source and separator of each example, as in `pack`, for a target to be decoded.
-
-  Args:
-    examples: n examples.
-    tokenizer: how to encode them.
-    sequence_length: tokens per row, L; at least `max_target_tokens(L)` positions of it stay free.
-
-  Returns:
-    `token_ids` int32 [n, L] and `padding_mask` int32 [n, L].
-
-  Raises:
-    ValueError: if `sequence_length` leaves no room for a source token.
-  """
-  return _padded(_prompt_ids(examples, tokenizer, sequence_length), tokenizer, sequence_length)
-
-
-def _prompt_ids(
-  examples: Sequence[federated_text.Example], tokenizer: Tokenizer, sequence_length: int
-) -> list[list[int]]:
-  separator = tokenizer.separator_ids
-  room = sequence_length - max_target_tokens(sequence_length) - len(separator)
-  if room < 1 or max_target_tokens(sequence_length) < 2:
-    raise ValueError(
-      f'sequence_length {sequence_length} is too short for a source, a separator of '
-      f'{len(separator)} tokens and a target; use 32 or more.'
-    )
-  sources = tokenizer.encode_batch([example.source for example in examples])
-  return [_without(tokenizer.end_token_id, source)[:room] + separator for source in sources]
-
-
-def _without(token: int, ids: Iterable[int]) -> list[int]:
-  """Drops a token: the end token's own text may occur in what people wrote, but must not end it."""
-  return [index for index in ids if index != token]
-
-
-def _column(values: Iterable[int]) -> np.ndarray:
-  return np.fromiter(values, np.int64)[:, np.newaxis]
-
-
-def _padded(
-  rows: Sequence[Sequence[int]], tokenizer: Tokenizer, sequence_length: int
-) -> collections.OrderedDict[str, np.ndarray]:
-  token_ids = np.full([len(rows), sequence_length], tokenizer.pad_token_id, np.int32)
-  padding_mask = np.zeros([len(rows), sequence_length], np.int32)
-  for index, row in enumerate(rows):
-    token_ids[index, : len(row)] = row
-    padding_mask[index, : len(row)] = 1
-  return collections.OrderedDict(token_ids=token_ids, padding_mask=padding_mask)
+def _first_id(tokenizer: Any, *names: str) -> int | None:
+  """The first token id that the tokenizer has of these; encoders have their own names."""
+  ids = (getattr(tokenizer, name, None) for name in names)
+  return next((int(index) for index in ids if index is not None), None)

@@ -59,6 +59,11 @@ def tier_shares(value: Mapping[int, float]) -> str | None:
   return None if abs(total - 1) < 1e-6 else f'must have shares that sum to 1, not to {total:g}'
 
 
+def distinct_labels(value: tuple[str, ...]) -> str | None:
+  """The range of the labels of a classification."""
+  return None if len(set(value)) == len(value) > 1 else 'must be two or more different labels'
+
+
 def pattern_ranks(value: Mapping[str, int]) -> str | None:
   """The range of ranks by regular expression."""
   for regex in value:

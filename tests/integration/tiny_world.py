@@ -39,21 +39,21 @@ def clients(first: int, number: int):
   }
 
 
-def load(unused_cache, unused_seed):
+def load(unused_request):
   """The task's data."""
   from tasks.federated_text import FederatedText
 
   return FederatedText('tiny', clients(0, 6), clients(6, 2), clients(8, 3))
 
 
-def load_with_empty_client(unused_cache, unused_seed):
+def load_with_empty_client(unused_request):
   """Data with a client that has nothing."""
   from tasks.federated_text import FederatedText
 
   return FederatedText('hollow', {**clients(0, 3), 'client_99': ()}, {}, clients(8, 3))
 
 
-def load_without_held_out(unused_cache, unused_seed):
+def load_without_held_out(unused_request):
   """Data that leaves nobody for the evaluation."""
   from tasks.federated_text import FederatedText
 
@@ -61,9 +61,9 @@ def load_without_held_out(unused_cache, unused_seed):
 
 
 TASKS = {
-  'tiny': registry.Task('cats and dogs', load),
-  'hollow': registry.Task('an empty client', load_with_empty_client),
-  'blind': registry.Task('nobody held out', load_without_held_out),
+  'tiny': registry.BuiltIn('cats and dogs', load),
+  'hollow': registry.BuiltIn('an empty client', load_with_empty_client),
+  'blind': registry.BuiltIn('nobody held out', load_without_held_out),
 }
 
 
@@ -123,6 +123,7 @@ def run_config(backbone: pathlib.Path, /, **changes) -> config.RunConfig:
     'client_learning_rate': 0.02,
     'eval_every': 2,
     'decode_examples': 2,
+    'personalization_clients': 0,
     **RANKS,
   }
   unused = UNUSED.get(changes.get('method'), ())

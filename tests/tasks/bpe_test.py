@@ -66,6 +66,15 @@ def test_words_add_up_to_the_text():
   assert ''.join(bpe.split_words(text)) == text
 
 
+def test_merges_go_by_rank_and_from_the_left():
+  vocabulary = {token: place for place, token in enumerate(['a', 'b', 'aa', 'ab', 'aab', 'ba'])}
+  encode = bpe.Encoder(vocabulary, ['a a', 'aa b', 'a b', 'b a']).encode
+  assert encode('aaab') == [vocabulary['aa'], vocabulary['ab']]
+  assert encode('aabab') == [vocabulary['aab'], vocabulary['ab']]
+  assert encode('bac') == [vocabulary['ba'], -1]
+  assert encode('') == []
+
+
 def test_too_small_a_vocabulary_is_refused():
   with pytest.raises(ValueError, match='vocabulary_size'):
     bpe.train(['a'], 256)

@@ -50,6 +50,7 @@ def pages_fixture(tmp_path_factory):
     bytes_by_rank=[{'rank': 4, 'slice_bytes': 100, 'padded_bytes': 800}],
     tiers=[{'rank_up_to': 4, 'clients': 31, 'loss': 3.6, 'perplexity': 36.598}],
     command='hetlora train ' + '--flag value ' * 30,
+    **synthetic_runs.client_results(),
   )
   (runs[0] / 'ranks.csv').write_text('round,rank,clients\n1,1,3\n2,4,2\n')
   sample = {'client': 'c' * 99, 'source': 'x' * 500, 'reference': 'r', 'base': '', 'tuned': 't'}
@@ -74,7 +75,7 @@ def test_page_has_no_problem(browser, pages, name, width, dark):
 
 
 @pytest.mark.parametrize(
-  ('name', 'figures'), [('comparison', 4), ('run', 4), ('poisson', 2), ('none', 0)]
+  ('name', 'figures'), [('comparison', 4), ('run', 7), ('poisson', 2), ('none', 0)]
 )
 def test_page_has_its_figures(pages, name, figures):
   assert pages[name].read_text().count('<figure') == figures

@@ -37,7 +37,7 @@ def program_fixture(monkeypatch):
   program.train = program.evaluate_run = act
   monkeypatch.setattr(cli, 'import_program', lambda: program)
   monkeypatch.setattr(cli, 'read_rank_file', lambda *unused: {})
-  monkeypatch.setitem(registry.TASKS, 'other', registry.Task('', act))
+  monkeypatch.setitem(registry.TASKS, 'other', registry.BuiltIn('', act))
   return program
 
 
@@ -114,6 +114,22 @@ _OTHER = {
   'secure_threshold': 8,
   'secure_coordinates': 1000,
   'assumed_colluders': 2,
+  'num_beams': 3,
+  'eval_clients': 9,
+  'personalization_clients': 3,
+  'data_dir': '/data',
+  'client_field': ('play', 'speaker'),
+  'text_field': 'text',
+  'source_field': 'post',
+  'target_field': 'summary',
+  'label_field': 'label',
+  'labels': ('yes', 'no'),
+  'id_field': 'id',
+  'min_examples': 5,
+  'max_examples': 9,
+  'skip_bad_records': True,
+  'truncate_source': 'start',
+  'max_target_tokens': 40,
 }
 
 
@@ -128,7 +144,18 @@ _CENTRAL = {'privacy': 'central', 'noise_multiplier': 1.0}
 _TREE = {'privacy': 'tree', 'noise_multiplier': 1.0, 'min_separation': 2}
 _BY_NORM = {**_CENTRAL, 'weights': 'model', 'weight_reference': 1.0}
 _SECURE = {'secure_aggregation': True, 'l2_clip_norm': 1.0}
+_LABELLED = {
+  'task': 'text_classification', 'data_dir': '/data', 'client_field': ('user',), 'text_field': 'x',
+  'label_field': 'y',
+}  # fmt: skip
+_PAIRS = {
+  'task': 'text_jsonl', 'data_dir': '/data', 'client_field': ('user',), 'source_field': 'x',
+  'target_field': 'y',
+}  # fmt: skip
 _NEEDED = {
+  **dict.fromkeys(registry.DATA_KEYS, _LABELLED),
+  'source_field': _PAIRS,
+  'target_field': _PAIRS,
   'rank_tiers': {'rank_assignment': 'tiers'},
   'rank_file': {'rank_assignment': 'file'},
   **{
@@ -331,7 +358,7 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(arguments):
 def test_clients_of_a_task_are_listed(run, program, monkeypatch):
   one = Example('source', 'target')
   data = FederatedText('d', {'b,1': (one, one), 'a': (one,)}, {}, {'c': (one,)})
-  monkeypatch.setitem(registry.TASKS, 'small', registry.Task('', lambda *unused: data))
+  monkeypatch.setitem(registry.TASKS, 'small', registry.BuiltIn('', lambda *unused: data))
   code, out, _ = run('tasks', '--clients', 'small')
   assert code == 0
   # Without the program in its place, keras-nlp names its backend first.

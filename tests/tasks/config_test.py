@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tasks import config, config_files, methods
+from tasks import config, config_files, methods, registry
 from tasks.errors import UserError
 
 _KEYS = [field.name for field in dataclasses.fields(config.RunConfig)]
@@ -128,6 +128,17 @@ _OUT_OF_RANGE = [
   ('eval_every', 0),
   ('eval_split', 'train'),
   ('eval_examples_per_client', 0),
+  ('num_beams', 0),
+  ('eval_clients', 0),
+  ('personalization_clients', -1),
+  ('data_dir', ''),
+  ('client_field', ()),
+  ('labels', ('yes',)),
+  ('labels', ('yes', 'yes')),
+  ('min_examples', 0),
+  ('max_examples', 0),
+  ('truncate_source', 'middle'),
+  ('max_target_tokens', 1),
   ('decode_examples', -1),
   ('concurrent_clients', -1),
   ('targets', ()),
@@ -171,6 +182,7 @@ def test_out_of_range_names_the_option(key, value):
 
 def test_every_key_with_a_range_is_tried():
   unlimited = {'task', 'backbone', *(key for key in _KEYS if config.TYPES[key] is bool)}
+  unlimited |= {key for key in _KEYS if key.endswith('_field') and config.TYPES[key] is str}
   assert {key for key, _ in _OUT_OF_RANGE} | unlimited == set(_KEYS)
 
 
@@ -290,7 +302,7 @@ def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, t
   without = {key for key, value in settled.to_json().items() if value is None}
   always = {'privacy', 'sampling', 'secure_aggregation'}
   assert without >= {field.name for field in _private_fields()} - always
-  without -= {field.name for field in _private_fields()}
+  without -= {field.name for field in _private_fields()} | {*registry.DATA_KEYS, 'max_target_tokens'}
   assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
     {
       'targets',

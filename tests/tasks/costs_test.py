@@ -85,3 +85,24 @@ def test_no_tokens_cost_nothing():
 def test_a_configuration_of_another_kind_is_an_error():
   with pytest.raises(KeyError, match='hidden_dim'):
     costs.model_size({'num_layers': 1, 'vocabulary_size': 10}, _TENSORS)
+
+
+def test_a_classifier_meets_no_vocabulary_and_reads_no_pooler():
+  config = {key: _CONFIG[key] for key in ('num_layers', 'hidden_dim')}
+  tensors = [*_TENSORS, ('pooled_dense/kernel:0', [4, 4]), ('pooled_dense/bias:0', [4])]
+  size = costs.model_size(config, tensors, predicts_tokens=False)
+  assert size == _SIZE._replace(vocabulary_weights=0)
+  got = costs.client_flops(size, tokens=24, predictions=5, sequence_length=8, trained=0)
+  assert got == _backbone(3, 8, 0, trained=False)
+
+
+def test_shared_layers_cost_each_time_they_are_passed():
+  config = {**_CONFIG, 'num_layers': 6, 'num_groups': 2, 'num_inner_repetitions': 2}
+  tensors = [('embedding_projection/kernel:0', [3, 4])]
+  tensors += [
+    (f'group_{group}_inner_layer_{inner}/query/kernel:0', [4, 2, 2])
+    for group in range(2)
+    for inner in range(2)
+  ]
+  # Four layers, each passed three times.
+  assert costs.model_size(config, tensors) == costs.ModelSize(12 + 12 * 16, 40, 12, 4)

@@ -8,6 +8,9 @@ import logging
 import pytest
 
 from tasks import docstrings, errors, harvest, near_duplicates
+from tasks.config import RunConfig
+from tasks.federated_text import Example
+from tasks.task import Request
 
 _BODY = 'Reads the {0} file number {1} and gives item{1} back to {0} callers who{1} need it{1} now.'
 
@@ -19,6 +22,10 @@ def _entry(module, number, summary='Reads {} number {}.'):
 
 def _installed(modules, each=docstrings.MIN_EXAMPLES):
   return [_entry(f'module{m:03d}', f'n{m}x{n}') for m in range(modules) for n in range(each)]
+
+
+def _request(cache, seed):
+  return Request(RunConfig(seed=seed), cache, print)
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def entries(monkeypatch):
 
 
 def _texts(split):
-  return {text for examples in split.values() for example in examples for text in example}
+  return {text for examples in split.values() for e in examples for text in (e.source, e.target)}
 
 
 def test_a_docstring_becomes_a_pair():
@@ -46,9 +53,8 @@ def test_a_docstring_becomes_a_pair():
     '_to_list',
     'Gives a\nlist.\n\nOne two three four five six.\n\n>>> x\n\nSeven eight nine ten.',
   )
-  assert docstrings.to_example(entry) == (
-    'to list: One two three four five six. Seven eight nine ten.',
-    'Gives a list.',
+  assert docstrings.to_example(entry) == Example(
+    'to list: One two three four five six. Seven eight nine ten.', 'Gives a list.'
   )
 
 
@@ -69,8 +75,8 @@ def test_what_is_no_pair(text):
 
 
 def test_splits_are_disjoint_and_stable(entries, tmp_path):
-  first = docstrings.load_docstring_summarization(tmp_path / 'a', seed=3)
-  again = docstrings.load_docstring_summarization(tmp_path / 'b', seed=3)
+  first = docstrings.load_docstring_summarization(_request(tmp_path / 'a', 3))
+  again = docstrings.load_docstring_summarization(_request(tmp_path / 'b', 3))
   assert first == again
   assert [len(split) for split in (first.train, first.validation, first.test)] == [80, 10, 10]
   assert list(first.train) == sorted(first.train)
@@ -78,8 +84,8 @@ def test_splits_are_disjoint_and_stable(entries, tmp_path):
 
 
 def test_the_seed_changes_the_split_only(entries, tmp_path):
-  one = docstrings.load_docstring_summarization(tmp_path, seed=1)
-  two = docstrings.load_docstring_summarization(tmp_path, seed=2)
+  one = docstrings.load_docstring_summarization(_request(tmp_path, 1))
+  two = docstrings.load_docstring_summarization(_request(tmp_path, 2))
   assert set(one.test) != set(two.test)
   merged = [{**data.train, **data.validation, **data.test} for data in (one, two)]
   assert merged[0] == merged[1]
@@ -130,9 +136,9 @@ def test_clients_are_neither_small_nor_huge(entries):
 
 def test_the_harvest_is_cached_with_a_checksum(entries, tmp_path):
   _, calls = entries
-  first = docstrings.load_docstring_summarization(tmp_path, seed=0)
+  first = docstrings.load_docstring_summarization(_request(tmp_path, 0))
   calls.clear()
-  assert docstrings.load_docstring_summarization(tmp_path, seed=0) == first
+  assert docstrings.load_docstring_summarization(_request(tmp_path, 0)) == first
   assert not calls
   (data,) = tmp_path.glob('*.jsonl.gz')
   recorded = (tmp_path / f'{data.name}.sha256').read_text().split()
@@ -157,20 +163,20 @@ def _tamper(path):
   ],
 )
 def test_a_damaged_cache_is_harvested_again(entries, tmp_path, caplog, damage):
-  first = docstrings.load_docstring_summarization(tmp_path, seed=0)
+  first = docstrings.load_docstring_summarization(_request(tmp_path, 0))
   (path,) = tmp_path.glob('*.jsonl.gz')
   intact = path.read_bytes()
   damage(path)
   with caplog.at_level(logging.WARNING):
-    assert docstrings.load_docstring_summarization(tmp_path, seed=0) == first
+    assert docstrings.load_docstring_summarization(_request(tmp_path, 0)) == first
   assert 'damaged' in caplog.text
   assert path.read_bytes() == intact
 
 
 def test_another_environment_has_another_cache(entries, tmp_path, monkeypatch):
-  docstrings.load_docstring_summarization(tmp_path, seed=0)
+  docstrings.load_docstring_summarization(_request(tmp_path, 0))
   monkeypatch.setattr(harvest, 'version', lambda name: '2' if name == 'keras' else None)
-  docstrings.load_docstring_summarization(tmp_path, seed=0)
+  docstrings.load_docstring_summarization(_request(tmp_path, 0))
   assert len(list(tmp_path.glob('*.jsonl.gz'))) == 2
 
 
@@ -178,12 +184,12 @@ def test_an_environment_with_too_little_text_is_refused(entries, tmp_path):
   found, _ = entries
   found[:] = _installed(docstrings.MIN_CLIENTS - 1)
   with pytest.raises(errors.UserError, match=r'99 modules.*requirements\.txt'):
-    docstrings.load_docstring_summarization(tmp_path, seed=0)
+    docstrings.load_docstring_summarization(_request(tmp_path, 0))
 
 
 @pytest.mark.slow
 def test_the_locked_environment_holds_the_task(tmp_path):
-  data = docstrings.load_docstring_summarization(tmp_path, seed=0)
+  data = docstrings.load_docstring_summarization(_request(tmp_path, 0))
   splits = data.train, data.validation, data.test
   assert len(data.train) >= 200
   assert min(map(len, splits)) >= 20
@@ -194,6 +200,6 @@ def test_the_locked_environment_holds_the_task(tmp_path):
     for examples in split.values():
       assert 1 <= len(examples) <= docstrings.MAX_EXAMPLES
       if split is not data.train:
-        assert not any(index.repeats(text) for example in examples for text in example)
-    index.update(text for examples in split.values() for example in examples for text in example)
+        assert not any(index.repeats(e.source) or index.repeats(e.target) for e in examples)
+    index.update(_texts(split))
   assert not any(client.startswith(('tasks', 'hetlora_tff', 'privacy.')) for client in data.train)

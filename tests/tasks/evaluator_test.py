@@ -12,8 +12,9 @@ from hetlora_tff.adapters.merge import merged_kernels
 from tasks import text
 from tasks.backbones import BaseModel
 from tasks.errors import UserError
-from tasks.evaluator import Evaluator, Written, rouge_l_by_client
-from tasks.federated_text import Example
+from tasks.evaluator import Evaluator
+from tasks.federated_text import Example, FederatedText, Kind
+from tasks.packing import Packer
 from tests.integration import tiny_world
 
 _CONFIG = LoraConfig(max_rank=3, alpha=6.0)
@@ -32,13 +33,22 @@ def base_fixture(tmp_path_factory):
 
 @pytest.fixture(scope='module', name='clients')
 def clients_fixture():
-  many = [Example(f'the cat {i} sat', f'a dog {i}') for i in range(40)]
+  many = [Example(f'the cat {i} sat', f'a dog {i}', head='a mat') for i in range(40)]
   return {'many': many, **tiny_world.clients(1, 3)}
 
 
-def _evaluator(base, clients, **changes):
+def _packer(base, kind=Kind.PAIR, **options):
+  return Packer(base.tokenizer, kind=kind, sequence_length=_LENGTH, **options)
+
+
+def _data(**changes):
+  return FederatedText('tiny', tiny_world.clients(1, 1), {}, {}, **changes)
+
+
+def _evaluator(base, clients, config=_CONFIG, kind=Kind.PAIR, labels=(), **changes):
   limits = {'examples_per_client': 100, 'decode_examples': 6, **changes}
-  return Evaluator(base, _CONFIG, clients, sequence_length=_LENGTH, **limits)
+  data, packer = _data(kind=kind, labels=labels), _packer(base, kind, labels=labels)
+  return Evaluator(base, config, data, clients, packer, **limits)
 
 
 @pytest.fixture(scope='module', name='evaluator')
@@ -71,9 +81,8 @@ def _merged(base, adapters):
   return model
 
 
-def _expected(model, tokenizer, examples):
-  """Mean loss of the targets of one client, by NumPy from the model's hidden states."""
-  packed = text.pack(examples, tokenizer, _LENGTH)
+def _expected(model, packed):
+  """Mean loss and number of what one client's rows score, by NumPy from the hidden states."""
   inputs = {name: packed[name] for name in ('token_ids', 'padding_mask')}
   logits = model.token_embedding(model(inputs), reverse=True).numpy().astype(np.float64)
   logits -= logits.max(-1, keepdims=True)
@@ -90,7 +99,7 @@ def test_losses_equal_those_of_the_merged_model(base, clients, evaluator):
   model = _merged(base, adapters)
   assert losses.clients == tuple(clients)
   for client, loss, count in zip(*losses, strict=True):
-    expected, tokens = _expected(model, base.tokenizer, clients[client])
+    expected, tokens = _expected(model, _packer(base).rows(clients[client]))
     assert loss == pytest.approx(expected, rel=1e-5)
     assert count == tokens
 
@@ -100,7 +109,7 @@ def test_zero_b_is_the_base_whatever_a_is(base, clients, evaluator):
   second = evaluator.losses(_without_effect(_adapters(2)))
   np.testing.assert_array_equal(first.losses, second.losses)
   plain = tiny_world.build_backbone()
-  expected = [_expected(plain, base.tokenizer, e)[0] for e in clients.values()]
+  expected = [_expected(plain, _packer(base).rows(e))[0] for e in clients.values()]
   np.testing.assert_allclose(first.losses, expected, rtol=1e-5)
   assert np.abs(evaluator.losses(_adapters(1)).losses - first.losses).max() > 1e-4
 
@@ -110,7 +119,7 @@ def test_only_the_first_examples_of_a_client_count(base, clients):
   adapters = _adapters()
   model = _merged(base, adapters)
   for client, loss, _ in zip(*limited.losses(adapters), strict=True):
-    expected = _expected(model, base.tokenizer, clients[client][:2])[0]
+    expected = _expected(model, _packer(base).rows(clients[client][:2]))[0]
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -120,7 +129,9 @@ def test_clients_take_turns_in_decoding(evaluator, clients):
   order = ['many', 'client_01', 'client_02', 'client_03', 'many', 'client_01']
   assert [w.client for w in written] == order
   for turn, w in zip([0, 0, 0, 0, 1, 1], written, strict=True):
-    assert (w.source, w.reference) == clients[w.client][turn]
+    example = clients[w.client][turn]
+    source = f'a mat\n{example.source}' if w.client == 'many' else example.source
+    assert (w.source, w.reference) == (source, example.target)
 
 
 def test_limit_above_what_there_is_decodes_everything(base):
@@ -159,8 +170,7 @@ def test_a_residual_counts_as_the_product_that_it_equals(evaluator):
 
 @pytest.fixture(scope='module', name='full_evaluator')
 def full_evaluator_fixture(base, clients):
-  limits = {'examples_per_client': 100, 'decode_examples': 6}
-  return Evaluator(base, None, clients, sequence_length=_LENGTH, **limits)
+  return _evaluator(base, clients, config=None)
 
 
 def _merged_weights(base, adapters):
@@ -187,10 +197,58 @@ def test_weights_of_another_model_are_refused(base, full_evaluator):
     full_evaluator.losses(weights)
 
 
-def test_rouge_is_averaged_within_a_client_first():
-  written = [
-    Written('a', '', 'the cat sat', 'the cat sat'),
-    Written('a', '', 'the cat sat', 'dogs'),
-    Written('b', '', 'the cat sat', 'the cat sat'),
-  ]
-  assert rouge_l_by_client(written) == pytest.approx({'a': 0.5, 'b': 1.0})
+def test_more_beams_write_what_is_likelier(base, clients, evaluator):
+  adapters = _adapters(scale=1.0)
+  beams = _evaluator(base, clients, num_beams=3).write(adapters)
+  greedy = evaluator.write(adapters)
+  assert [w[:3] for w in beams] == [w[:3] for w in greedy]
+  assert beams != greedy
+
+
+def test_running_text_is_scored_as_a_stream_and_not_decoded(base):
+  texts = {f'client {n}': [Example('', f'the cat ran {i}') for i in range(9 * n)] for n in (1, 2)}
+  evaluator = _evaluator(base, texts, kind=Kind.TEXT)
+  adapters = _adapters()
+  model, packer = _merged(base, adapters), _packer(base, Kind.TEXT)
+  for client, loss, count in zip(*evaluator.losses(adapters), strict=True):
+    rows = packer.rows(texts[client])
+    expected, tokens = _expected(model, rows)
+    assert len(rows['token_ids']) not in (1, len(texts[client]))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert count == tokens
+  assert evaluator.measure(adapters).accuracy == {}
+  assert evaluator.write(adapters) == []
+
+
+def test_labels_are_those_of_the_largest_logit(base):
+  labels = ('no', 'maybe', 'yes')
+  clients = {
+    'many': [Example(f'the cat {i} sat', labels[i % 3]) for i in range(40)],
+    'one': [Example('a dog', 'yes')],
+  }
+  evaluator = _evaluator(base, clients, kind=Kind.LABEL, labels=labels)
+  adapters = _adapters()
+  rng = np.random.default_rng(5)
+  head = LoraFactors(rng.normal(size=(3, tiny_world.WIDTH)), rng.normal(size=(3, 3)))
+  head = LoraFactors(*(x.astype(np.float32) for x in head))
+  model, packer = _merged(base, adapters), _packer(base, Kind.LABEL, labels=labels)
+  measured = evaluator.measure(adapters | {'classifier': head})
+  written = evaluator.write(adapters | {'classifier': head})
+  for client, loss, count in zip(*measured.losses, strict=True):
+    rows = packer.rows(clients[client])
+    hidden = model({name: rows[name] for name in ('token_ids', 'padding_mask')}).numpy()
+    last = rows['padding_mask'].sum(axis=1) - 1
+    logits = _CONFIG.scaling * hidden[np.arange(len(last)), last] @ head.a.T @ head.b.T
+    odds = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float64)
+    right = odds[np.arange(len(last)), rows['labels']] / odds.sum(-1)
+    assert loss == pytest.approx(-np.log(right).mean(), rel=1e-4)
+    assert count == len(clients[client])
+    assert measured.accuracy[client] == np.mean(logits.argmax(-1) == rows['labels'])
+    predicted = [labels[index] for index in logits.argmax(-1)]
+    mine = [w for w in written if w.client == client]
+    assert [w.prediction for w in mine] == predicted[: len(mine)]
+  assert 0 < measured.accuracy['many'] < 1
+  assert [(w.client, w.reference) for w in written[:3]] == [
+    ('many', 'no'), ('one', 'yes'), ('many', 'maybe'),
+  ]  # fmt: skip
+  assert len(written) == 6

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hetlora_tff.adapters.factors import LoraFactors
-from tasks import backbones, experiment, registry
+from tasks import backbones, device_evaluation, experiment, registry
 from tasks.errors import UserError
 from tests.integration import tiny_world
 
@@ -138,7 +138,7 @@ def test_tiers_without_a_finite_loss_are_left_out(tff_runtime, tiny):
       for path, shape in tiny.shapes.items()
     )
 
-  tiers = tiny.evaluate_tiers(adapters(0.0))
+  tiers = device_evaluation.evaluate_tiers(tiny, adapters(0.0), tiny.initial_ranks)
   assert sum(tier['clients'] for tier in tiers) == 3
   assert all(np.isfinite(tier['loss']) for tier in tiers)
-  assert tiny.evaluate_tiers(adapters(np.nan)) == []
+  assert device_evaluation.evaluate_tiers(tiny, adapters(np.nan), tiny.initial_ranks) == []

@@ -8,9 +8,11 @@ import pytest
 from hetlora_tff.adapters.backbone import FrozenBackbone
 from hetlora_tff.adapters.config import LoraConfig
 from hetlora_tff.adapters.factors import CorrectedFactors, LoraFactors
-from tasks import backbones, merged_model, text
+from tasks import backbones, base_model, merged_model, text
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
+from tasks.federated_text import FederatedText, Kind
+from tasks.packing import Packer
 from tests.integration import tiny_world
 
 _CONFIG = LoraConfig(max_rank=3, alpha=6.0)
@@ -31,16 +33,11 @@ def _weights(base, seed=1):
   )
 
 
-def _losses(base, parameters, config=None):
-  evaluator = Evaluator(
-    base,
-    config,
-    tiny_world.clients(1, 3),
-    sequence_length=tiny_world.SEQUENCE_LENGTH,
-    examples_per_client=2,
-    decode_examples=0,
-  )
-  return evaluator.losses(parameters).losses
+def _evaluator(base):
+  clients = tiny_world.clients(1, 3)
+  data = FederatedText('tiny', clients, {}, {})
+  packer = Packer(base.tokenizer, kind=Kind.PAIR, sequence_length=tiny_world.SEQUENCE_LENGTH)
+  return Evaluator(base, _CONFIG, data, clients, packer, examples_per_client=2, decode_examples=0)
 
 
 def test_is_a_base_model_of_its_own(base, tmp_path):
@@ -51,18 +48,21 @@ def test_is_a_base_model_of_its_own(base, tmp_path):
   assert loaded.backbone == saved
   sample = 'the cat sat on a red mat 7'
   assert loaded.tokenizer.encode(sample) == base.tokenizer.encode(sample)
-  expected = _losses(base, weights)
-  np.testing.assert_array_equal(_losses(loaded, loaded.backbone.weights()), expected)
-  assert np.abs(expected - _losses(base, base.backbone.weights())).max() > 1e-3
+  now = loaded.backbone.weights()
+  assert now.keys() == weights.keys()
+  for name, wanted in weights.items():
+    np.testing.assert_array_equal(now[name], wanted, err_msg=name)
 
 
-def test_works_with_the_embedded_tokenizer(base, tmp_path):
-  embedded = backbones.load_base_model('embedded', tmp_path / 'cache')
-  merged_model.save_merged_model(tmp_path / 'model', embedded, {})
+def test_works_with_the_embedded_tokenizer(tmp_path):
+  tokenizer = text.Tokenizer(base_model.embedded_tokenizer())
+  tiny = tiny_world.build_backbone(0, tokenizer.vocabulary_size)
+  base = backbones.BaseModel(FrozenBackbone.save(tiny, tmp_path / 'base'), tokenizer)
+  merged_model.save_merged_model(tmp_path / 'model', base, {})
   loaded = backbones.load_base_model(str(tmp_path / 'model'), tmp_path / 'cache')
-  assert loaded.backbone.sha256 == embedded.backbone.sha256
+  assert loaded.backbone.sha256 == base.backbone.sha256
   sample = 'Return the number of rows.\n=>'
-  assert loaded.tokenizer.encode(sample) == embedded.tokenizer.encode(sample)
+  assert loaded.tokenizer.encode(sample) == tokenizer.encode(sample)
 
 
 def test_residual_and_adapter_together_are_what_was_trained(base, tmp_path):
@@ -77,14 +77,16 @@ def test_residual_and_adapter_together_are_what_was_trained(base, tmp_path):
     for layer in (0, 1)
     for name in _CONFIG.targets
   )
+  adapters = collections.OrderedDict((p, LoraFactors(f.a, f.b)) for p, f in trained.items())
+  evaluator = _evaluator(base)
+  expected, without = (evaluator.losses(part).losses for part in (trained, adapters))
+  assert np.abs(without - expected).max() > 1e-3
   changes = merged_model.residual_changes(base.backbone, _CONFIG, trained)
   assert len(changes) == 4
   merged_model.save_merged_model(tmp_path / 'model', base, changes)
   loaded = backbones.load_base_model(str(tmp_path / 'model'), tmp_path / 'cache')
-  adapters = collections.OrderedDict((p, LoraFactors(f.a, f.b)) for p, f in trained.items())
-  expected = _losses(base, trained, _CONFIG)
-  np.testing.assert_allclose(_losses(loaded, adapters, _CONFIG), expected, rtol=1e-5)
-  assert np.abs(_losses(base, adapters, _CONFIG) - expected).max() > 1e-3
+  found = _evaluator(loaded).losses(adapters).losses
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_replaces_an_earlier_one(base, tmp_path):

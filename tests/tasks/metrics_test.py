@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of perplexity, RougeL and their intervals against hand-made numbers and simulation."""
+"""Tests of all measures and their intervals against hand-made numbers and simulation."""
 
 import math
 
@@ -136,20 +136,62 @@ class PairedRelativeIntervalTest(parameterized.TestCase):
       metrics.paired_relative_interval(one, one._replace(clients=(1, 0)))
 
 
+class DistributionTest(parameterized.TestCase):
+  def test_by_hand(self):
+    # 21 clients of 0 to 20: a decile is every second one, and the worst tenth is three of them.
+    values = list(range(21))
+    for high_is_worse, worst in ((True, 19.0), (False, 1.0)):
+      found = metrics.distribution(values[::-1], high_is_worse=high_is_worse)
+      self.assertEqual(found['clients'], 21)
+      self.assertAlmostEqual(found['mean'], 10.0)
+      # The variance of 1..n is n (n + 1) / 12.
+      self.assertAlmostEqual(found['std'], math.sqrt(21 * 22 / 12))
+      np.testing.assert_allclose(found['deciles'], np.arange(2, 20, 2))
+      self.assertAlmostEqual(found['worst_decile_mean'], worst)
+      np.testing.assert_allclose([found['low'], found['high']], metrics.mean_interval(values)[1:])
+
+  def test_worst_tenth_is_at_least_one_client(self):
+    found = metrics.distribution([3.0, 1.0, 2.0], high_is_worse=True)
+    self.assertEqual(found['worst_decile_mean'], 3.0)
+
+  def test_one_client_has_no_spread(self):
+    found = metrics.distribution([3.0], high_is_worse=False)
+    self.assertEqual((found['std'], found['low'], found['high']), (None, None, None))
+    self.assertEqual(found['deciles'], [3.0] * 9)
+
+  @parameterized.parameters(([],), ([1.0, math.nan],))
+  def test_refuses(self, values):
+    with self.assertRaisesRegex(ValueError, 'values'):
+      metrics.distribution(values, high_is_worse=True)
+
+  def test_perplexities_of_clients_can_be_averaged_whatever_the_loss(self):
+    found = metrics.client_perplexities(_losses([math.log(3.0), 1e5], [7, 1]))
+    self.assertAlmostEqual(found[0], 3.0)
+    self.assertTrue(np.isfinite(metrics.distribution(found, high_is_worse=True)['std']))
+
+
 class RougeTest(parameterized.TestCase):
   def test_by_hand(self):
-    # Common subsequence 'return the sum' of 3; precision 3/4, recall 3/5.
-    scores = metrics.rouge_l(['Returns the weighted sum here'], ['return the sum quickly'])
-    self.assertAlmostEqual(scores[0], 2 * 0.75 * 0.6 / 1.35)
+    # Stemmed: 'return the weight sum here' and 'return sum the quickli'. They have three words in
+    # common, no two neighbours, and of subsequences 'return the' or 'return sum'.
+    scores = metrics.rouge_scores(['Returns the weighted sum here'], ['return sum the quickly'])
+    f_measure = lambda common, ours, theirs: 2 * common / (ours + theirs)  # noqa: E731
+    self.assertAlmostEqual(scores['rouge_1'][0], f_measure(3, 4, 5))
+    self.assertAlmostEqual(scores['rouge_2'][0], 0.0)
+    self.assertAlmostEqual(scores['rouge_l'][0], f_measure(2, 4, 5))
+    scores = metrics.rouge_scores(['add all the numbers'], ['add the numbers'])
+    self.assertAlmostEqual(scores['rouge_2'][0], f_measure(1, 2, 3))
+    self.assertAlmostEqual(scores['rouge_l'][0], f_measure(3, 3, 4))
 
   def test_extremes(self):
     references = ['Add numbers.', 'Add numbers.', '']
-    self.assertEqual(metrics.rouge_l(references, ['Add numbers.', '', 'x']), [1.0, 0.0, 0.0])
+    scores = metrics.rouge_scores(references, ['Add numbers.', '', 'x'])
+    self.assertEqual(scores, {name: [1.0, 0.0, 0.0] for name in metrics.ROUGE})
 
   @parameterized.parameters(([], [], 'empty'), (['a'], ['a', 'b'], 'got 1 and 2'))
   def test_refuses(self, references, predictions, message):
     with self.assertRaisesRegex(ValueError, message):
-      metrics.rouge_l(references, predictions)
+      metrics.rouge_scores(references, predictions)
 
 
 if __name__ == '__main__':

@@ -37,9 +37,9 @@ class PlotsTest(parameterized.TestCase):
 
   def test_writes_every_plot(self):
     self.write()
-    paths = plots.write_plots(self.directory, _BYTES)
-    self.assertEqual(list(paths), ['loss', 'perplexity', 'ranks', 'bytes'])
-    for name, path in paths.items():
+    images = plots.draw_run(self.directory, _BYTES)
+    self.assertEqual(list(images), ['loss', 'perplexity', 'ranks', 'bytes'])
+    for name, path in plots.write_plots(self.directory, images).items():
       self.assertEqual(path, self.directory / 'plots' / f'{name}.png')
       self.assertStartsWith(path.read_bytes(), b'\x89PNG')
 

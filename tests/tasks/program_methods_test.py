@@ -11,13 +11,16 @@ from hetlora_tff.adapters import peft
 from tasks import backbones, program, registry
 from tasks.errors import UserError
 from tests.integration import tiny_world
+from tests.tasks import shared_builds
 
 
 @pytest.fixture(scope='module', name='preset')
-def preset_fixture(tmp_path_factory):
+def preset_fixture(tmp_path_factory, tff_runtime):
+  del tff_runtime
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, 'TASKS', tiny_world.TASKS)
     patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    shared_builds.share(patch)
     yield tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
 
 

@@ -16,17 +16,20 @@ from tasks import artifacts, checkpoints, console, program, registry
 from tasks.errors import UserError
 from tasks.federated_text import FederatedText
 from tests.integration import tiny_world
+from tests.tasks import shared_builds
 
 _ADAPTER = 'adapter/adapter_model.safetensors'
 _ROUNDS = 3
 
 
 @pytest.fixture(scope='module', name='world')
-def world_fixture(tmp_path_factory):
+def world_fixture(tmp_path_factory, tff_runtime):
   """A preset, its task and a cache; returns how to train on them."""
+  del tff_runtime
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(registry, 'TASKS', tiny_world.TASKS)
     patch.setenv('HETLORA_CACHE', str(tmp_path_factory.mktemp('cache')))
+    shared_builds.share(patch)
     preset = tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
 
     def train(directory, *, resume=False, **changes):
@@ -40,7 +43,8 @@ def world_fixture(tmp_path_factory):
 def finished_fixture(world, tmp_path_factory):
   """An undisturbed run."""
   directory = tmp_path_factory.mktemp('finished') / 'run'
-  world(directory)
+  with shared_builds.own_worker():
+    world(directory)
   return directory
 
 
@@ -283,11 +287,11 @@ def test_changed_inputs_are_named_before_anything_is_written(world, copy, key, m
 
 @pytest.mark.slow
 def test_other_data_under_the_same_name_is_refused(world, copy, monkeypatch):
-  def load(unused_cache, unused_seed):
+  def load(unused_request):
     clients = tiny_world.clients
     return FederatedText('tiny', clients(1, 6), clients(7, 2), clients(9, 3))
 
-  monkeypatch.setitem(registry.TASKS, 'tiny', registry.Task('other cats and dogs', load))
+  monkeypatch.setitem(registry.TASKS, 'tiny', registry.BuiltIn('other cats and dogs', load))
   with pytest.raises(UserError, match='The data of task tiny has changed'):
     program.evaluate_run(copy)
 

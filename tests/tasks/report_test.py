@@ -12,6 +12,7 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 from tasks import report
+from tests.tasks import synthetic_runs
 
 _CONFIG = {
   'task': 'docstrings',
@@ -131,6 +132,42 @@ class RunReportTest(parameterized.TestCase):
     for name in ('loss', 'perplexity', 'ranks', 'bytes'):
       self.assertIn((self.directory / 'plots' / f'{name}.png').read_bytes(), images)
 
+  def test_tells_of_single_clients(self):
+    self.write_full(**{'summary.json': {**_SUMMARY, **synthetic_runs.client_results()}})
+    page = self.render()
+    for words in (
+      'perplexity, untuned 314.12 252.07 to 376.18 236.00 109.94 241.65 619.27 873.18',
+      'Rouge-1, tuned 0.117 0.102 to 0.131',
+      '13 of 16 clients are better off with an adapter of their own. Left out, with a single'
+      ' example each: 3. Both',
+      'perplexity, own adapter',
+      '32 7 190 183',
+      '201.50 → 196.20 -2.6 % (95 % interval -4.0 % to -1.0 % over 16 held-out clients)',
+      '1,204 clients with fewer than 20 examples.',
+    ):
+      self.assertIn(words, page.text)
+    self.assertEqual(page.tags.count('img'), 7)
+    for name in ('distribution_perplexity', 'distribution_rouge_l', 'personalization'):
+      self.assertTrue((self.directory / 'plots' / f'{name}.png').exists())
+
+  def test_headline_of_a_classification_is_its_accuracy(self):
+    summary = {
+      'base': {'perplexity': 3.0, 'accuracy': 0.31},
+      'final': {'perplexity': 1.5, 'accuracy': 0.802},
+      'accuracy_change': {'mean': 0.492, 'low': 0.4, 'high': 0.58, 'clients': 9},
+    }
+    self.write_full(**{'summary.json': summary})
+    text = self.render().text
+    self.assertIn('Held-out accuracy is 49.2 points above the untuned base model.', text)
+    self.assertIn('0.310 → 0.802 +0.492', text)
+    self.assertIn('Labels that texts of held-out clients were given', text)
+    self.assertNotIn('per target token, pooled', text)
+
+  def test_says_how_text_was_decoded(self):
+    for beams, words in ((1, 'Decoded greedily for'), (4, 'Decoded with 4 beams for')):
+      self.write_full(**{'config.json': {**_CONFIG, 'num_beams': beams}})
+      self.assertIn(words, self.render().text)
+
   def test_escapes_text_from_users(self):
     self.write_full(**{'config.json': {**_CONFIG, 'task': '</title><script>'}})
     page = self.render()
@@ -142,7 +179,10 @@ class RunReportTest(parameterized.TestCase):
     self.write()
     page = self.render()
     self.assertIn('Held-out perplexity is 40.5 % below the untuned base model.', page.text)
-    for words in ('interval', 'Sample predictions', 'by rank', 'Run it again', 'Environment'):
+    for words in (
+      'interval', 'Sample predictions', 'by rank', 'one by one', 'of their own', 'left out',
+      'Run it again', 'Environment',
+    ):  # fmt: skip
       self.assertNotIn(words, page.text)
 
   @parameterized.named_parameters(
@@ -183,6 +223,13 @@ class RunReportTest(parameterized.TestCase):
       'bytes_by_rank': 'x',
       'relative_perplexity_change': {'mean': None},
       'command': None,
+      'distribution': {
+        'perplexity': {'base': {'deciles': [1, 2], 'worst_decile_mean': 3}, 'final': 4},
+        'rouge_l': {'base': {'deciles': [1] * 8 + ['x'], 'worst_decile_mean': 3}},
+        'accuracy': [],
+      },
+      'personalization': {'clients': 2, 'better': 1, 'by_client': [{'before': 1}, 3], 'tiers': 0},
+      'left_out': [3],
     }
     self.write_full(**{'summary.json': odd, 'samples.json': [3, {'tuned': 4}]})
     self.assertIn('60.34 → 35.93', self.render().text)

@@ -1,15 +1,13 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
 import keras_nlp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import bpe, federated_text, text
+from tasks import bpe, text
 
 _CORPUS = ['The quick brown fox jumps over the lazy dog.\nIt does so again and again.'] * 4
-_LENGTH = 32
 
 
 def _byte_pair_tokenizer():
@@ -27,24 +25,21 @@ def tokenizer_fixture(whole):
   return text.Tokenizer(whole)
 
 
-def _example(source='The fox.', target='A dog.'):
-  return federated_text.Example(source, target)
-
-
 # NUL, U+096C and surrogates are what keras-nlp cannot represent.
 _ANY = st.text(
   st.characters(exclude_characters='\x00\u096c', exclude_categories=['Cs']), max_size=40
 )
 _PROSE = st.text(alphabet="the fox'sdog 1_.\n-", max_size=40)
+_SPACES = st.text(alphabet="a'1.\n\t\r\f\x0b\x1c\x85\u00a0\u2009\u3000é ", max_size=30)
 
 
-@given(st.one_of(_ANY, _PROSE))
+@given(st.one_of(_ANY, _PROSE, _SPACES))
 def test_encoding_by_word_equals_encoding_the_whole(tokenizer, whole, string):
   expected = whole(string).numpy().tolist() if string else []
   assert tokenizer.encode(string) == expected
 
 
-@given(st.one_of(_ANY, _PROSE))
+@given(st.one_of(_ANY, _PROSE, _SPACES))
 def test_decoding_inverts_encoding(tokenizer, string):
   assert tokenizer.decode(tokenizer.encode(string)) == string
 
@@ -86,10 +81,17 @@ def test_batches_are_the_single_texts(tokenizer):
 def test_known_words_are_not_asked_for_again(whole, monkeypatch):
   tokenizer = text.Tokenizer(whole)
   tokenizer.encode('The quick fox')
+  monkeypatch.setattr(tokenizer, '_words', bpe.Encoder({}, []))
+  assert -1 not in tokenizer.encode('The quick quick fox')
+  assert -1 in tokenizer.encode('The slow fox')
+
+
+@pytest.mark.parametrize('string', ['Hi,  you\n\nthere\t', 'naïve 中文', '— 😀 ½²', 'a\x0b\x1cb'])
+def test_keras_nlp_is_not_asked_for_ordinary_text(whole, monkeypatch, string):
+  tokenizer = text.Tokenizer(whole)
+  expected = whole(string).numpy().tolist()
   monkeypatch.setattr(tokenizer, '_tokenizer', None)
-  assert tokenizer.encode('The quick quick fox')
-  with pytest.raises(TypeError):
-    tokenizer.encode('The slow fox')
+  assert tokenizer.encode(string) == expected
 
 
 def test_half_a_character_becomes_a_replacement(tokenizer):
@@ -111,70 +113,41 @@ def test_a_tokenizer_that_is_not_byte_pair_is_asked_for_whole_texts():
   tokenizer = text.Tokenizer(Characters())
   assert tokenizer.encode('a fox') == [ord(character) for character in 'a fox']
   assert tokenizer.vocabulary_size == 1000
-  packed = text.pack([_example('a fox', 'b')], tokenizer, _LENGTH)
-  assert packed['token_ids'][0, -1] == 2
+  assert tokenizer.pad_token_id == 2
 
 
-def test_a_row_is_source_separator_target_end(tokenizer):
-  packed = text.pack([_example()], tokenizer, _LENGTH)
-  ids, mask, weights = (packed[key][0] for key in packed)
-  source, target = tokenizer.encode('The fox.'), tokenizer.encode(' A dog.')
-  row = [*source, *tokenizer.separator_ids, *target, tokenizer.end_token_id]
-  assert ids[: len(row)].tolist() == row
-  assert mask.tolist() == [1] * len(row) + [0] * (_LENGTH - len(row))
-  scored = [ids[place + 1] for place in np.flatnonzero(weights)]
-  assert scored == [*target, tokenizer.end_token_id]
-  assert tokenizer.decode(row).startswith('The fox.\n=> A dog.')
+def test_words_are_forgotten_when_there_are_too_many(whole, monkeypatch):
+  monkeypatch.setattr(text, '_MAX_KNOWN', 3)
+  tokenizer = text.Tokenizer(whole)
+  strings = ['The quick brown fox', 'jumps over the dog.', 'The fox']
+  assert [tokenizer.encode(string) for string in strings] == [
+    whole(string).numpy().tolist() for string in strings
+  ]
+  assert len(tokenizer._known) == 2
 
 
-def test_types_and_shapes(tokenizer):
-  packed = text.pack([_example()] * 3, tokenizer, _LENGTH)
-  assert list(packed) == ['token_ids', 'padding_mask', 'loss_weights']
-  assert [str(packed[key].dtype) for key in packed] == ['int32', 'int32', 'float32']
-  assert all(value.shape == (3, _LENGTH) for value in packed.values())
-  assert text.pack([], tokenizer, _LENGTH)['loss_weights'].shape == (0, _LENGTH)
+@pytest.mark.parametrize(
+  ('attributes', 'start_ids', 'end'),
+  [
+    ({'end_token_id': 5, 'start_token_id': 5, 'start_token': bpe.END_OF_TEXT}, [], 5),  # GPT-2
+    ({'end_token_id': 5, 'start_token_id': 5, 'start_token': '</s>'}, [5], 5),  # OPT
+    ({'end_token_id': 5, 'start_token_id': 0}, [0], 5),  # XLM-R
+    ({'sep_token_id': 5, 'cls_token_id': 3}, [3], 5),  # BERT
+    ({'end_token_id': 5}, [], 5),
+  ],
+)
+def test_what_surrounds_a_text_is_that_of_the_model(attributes, start_ids, end):
+  class Characters(keras_nlp.tokenizers.UnicodeCodepointTokenizer):
+    pass
+
+  characters = Characters()
+  for name, value in attributes.items():
+    setattr(characters, name, value)
+  tokenizer = text.Tokenizer(characters)
+  assert (tokenizer.start_ids, tokenizer.end_token_id) == (start_ids, end)
 
 
-def test_a_long_source_leaves_the_room_of_the_target(tokenizer):
-  packed = text.pack([_example(source='The fox. ' * 50)], tokenizer, _LENGTH)
-  assert packed['loss_weights'].sum() == len(tokenizer.encode(' A dog.')) + 1
-  prompt = text.prompts([_example(source='The fox. ' * 50)], tokenizer, _LENGTH)
-  assert prompt['padding_mask'].sum() == _LENGTH - text.max_target_tokens(_LENGTH)
-
-
-def test_a_long_target_is_cut_and_has_no_end(tokenizer):
-  packed = text.pack([_example(source='x' * 99, target='dog ' * 99)], tokenizer, _LENGTH)
-  assert packed['loss_weights'].sum() == text.max_target_tokens(_LENGTH)
-  assert packed['padding_mask'].all()
-  assert packed['loss_weights'][0, -1] == 0
-  assert tokenizer.end_token_id not in packed['token_ids']
-
-
-@pytest.mark.parametrize('source', ['', 'The fox.', 'The fox. ' * 50])
-def test_prompts_are_how_training_rows_begin(tokenizer, source):
-  example = _example(source=source)
-  prompt = text.prompts([example], tokenizer, _LENGTH)
-  packed = text.pack([example], tokenizer, _LENGTH)
-  length = prompt['padding_mask'].sum()
-  assert prompt['token_ids'][0, :length].tolist() == packed['token_ids'][0, :length].tolist()
-  assert np.flatnonzero(packed['loss_weights'])[0] == length - 1
-  assert list(prompt) == ['token_ids', 'padding_mask']
-
-
-def test_the_end_token_in_a_text_does_not_end_a_row(tokenizer):
-  written = _example(source=f'a {bpe.END_OF_TEXT} b', target=f'c{bpe.END_OF_TEXT}')
-  ids = text.pack([written], tokenizer, _LENGTH)['token_ids'][0]
-  assert (ids == tokenizer.end_token_id).sum() == 1
-
-
-@pytest.mark.parametrize(('length', 'tokens'), [(32, 10), (64, 21), (96, 32), (128, 32)])
-def test_room_of_the_target(length, tokens):
-  assert text.max_target_tokens(length) == tokens
-
-
-def test_bad_arguments_are_named(tokenizer, whole):
-  with pytest.raises(ValueError, match='sequence_length 4'):
-    text.pack([_example()], tokenizer, 4)
+def test_bad_arguments_are_named(whole):
   with pytest.raises(ValueError, match='separator'):
     text.Tokenizer(whole, separator='')
   with pytest.raises(ValueError, match='end_token_id'):

@@ -1,0 +1,54 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a built-in task needs of a run, and what has no meaning in it; anybody else's is free."""
+
+from tasks import methods, registry
+from tasks.options import AllBut, Limit, Rule
+
+_PRIVATE = AllBut('none')
+_LABELLED = {'task': ('text_classification',)}
+_OWN_HEAD = Limit(
+  tuple(name for name in methods.METHODS if name not in ('full', 'stacking', 'fedex')),
+  'trains a head as one more adapter, which has no place in a base model',
+)
+_SHARES_CLIENTS = tuple(name for name, task in registry.TASKS.items() if task.shares_clients)
+
+
+def _needed(key: str) -> Rule:
+  tasks = tuple(name for name, task in registry.TASKS.items() if key in task.needs)
+  return Rule(key, Limit((), 'reads it'), {'task': tasks})
+
+
+def _unread(key: str) -> Rule:
+  tasks = tuple(name for name, task in registry.TASKS.items() if key not in task.reads)
+  off = False if key == 'skip_bad_records' else None
+  return Rule(key, Limit((off,), 'does not read it'), {'task': tasks})
+
+
+_NEEDED = sorted({key for task in registry.TASKS.values() for key in task.needs})
+
+RULES = (
+  Rule('method', _OWN_HEAD, _LABELLED),
+  *(_needed(key) for key in _NEEDED),
+  *(_unread(key) for key in registry.DATA_KEYS),
+  *(
+    Rule(key, Limit((), 'reads it', 'give --text-field for running text'),
+         {'task': ('text_jsonl',), 'text_field': (None,)})
+    for key in ('source_field', 'target_field')
+  ),
+  *(
+    Rule(key, Limit((None,), 'learns running text, all of it'),
+         {'task': ('text_jsonl',), 'text_field': AllBut(None)})
+    for key in ('source_field', 'target_field')
+  ),
+  Rule('labels', Limit((), 'must not take the labels from its clients', 'list them'),
+       {**_LABELLED, 'privacy': _PRIVATE}),
+  Rule('public_eval_clients', Limit((False,), 'holds out later text of clients that train'),
+       {'task': _SHARES_CLIENTS, 'privacy': _PRIVATE}),
+  Rule('num_beams', Limit((None,), 'writes no text'), _LABELLED),
+  Rule('max_target_tokens', Limit((None,), 'writes no text'), _LABELLED),
+  Rule('personalization_clients', Limit((0,), 'has no adapters'), {'method': ('full',)}),
+  Rule('personalization_clients',
+       Limit((0,), 'keeps what single held-out clients gain secret', 'add --public-eval-clients'),
+       {'privacy': _PRIVATE, 'public_eval_clients': (False,)}),
+)  # fmt: skip
