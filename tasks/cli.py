@@ -20,6 +20,7 @@ import rich.table
 import typer
 
 from tasks import methods, registry, values
+from tasks.built_in import DATA_KEYS
 from tasks.config import TYPES, RunConfig, default, from_text
 from tasks.config_files import resolve, resolve_resumed
 from tasks.errors import UserError
@@ -199,7 +200,7 @@ def compare(
 
 
 @app.command()
-@_config_flags('seed', *registry.DATA_KEYS)
+@_config_flags('seed', *DATA_KEYS)
 def tasks(
   *,
   clients: Annotated[

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tasks import methods, privacy_rules, registry, values
+from tasks import built_in, methods, privacy_rules, values
 from tasks.errors import UserError
 from tasks.options import option, settle
 from tasks.rules import RULES
@@ -325,7 +325,7 @@ class RunConfig:
     for field in fields:
       _check(field, given[field.name])
     usual = {field.name: field.metadata['usual'] for field in fields if is_open(field)}
-    usual |= {**registry.usual(self.task), **methods.METHODS[self.method].usual}
+    usual |= {**built_in.usual(self.task), **methods.METHODS[self.method].usual}
     settled = settle(given, usual, RULES)
     if privacy_rules.has_threshold(settled) and settled['secure_threshold'] is None:
       # What a server that lies demands (Bonawitz et al. 2017).

@@ -11,7 +11,8 @@ import numpy as np
 from privacy.ledger import Ledger
 from privacy.report import Facts
 from privacy.spec import Relation
-from tasks import dp_settings, page, plots, registry, samplers, secure_facts
+from tasks import dp_settings, page, plots, samplers, secure_facts
+from tasks.built_in import BUILT_IN
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.files import read_json
@@ -196,7 +197,7 @@ def _broken_limits(ledger: Ledger, observed: Mapping[str, int] | None) -> list[s
 
 
 def _unit(config: RunConfig) -> str:
-  task = registry.TASKS.get(config.task)
+  task = BUILT_IN.get(config.task)
   about = f' Task {config.task}: {task.description.rstrip(".")}.' if task else ''
   if task is not None and task.quotes_others:
     about += (
@@ -240,7 +241,7 @@ def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -
       ' them covered.'
     )
     missing += [f'{name}: single held-out clients, whom nothing protects.' for name in single]
-  task = registry.TASKS.get(config.task)
+  task = BUILT_IN.get(config.task)
   if task is None:
     missing.append(
       f'How {config.task} makes clients and examples: nobody has checked that what a client holds'

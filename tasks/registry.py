@@ -7,42 +7,21 @@ import importlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from tasks.built_in import BUILT_IN
 from tasks.errors import UserError
 from tasks.federated_text import FederatedText
 from tasks.task import Request, Task
 
-# What a task may read of the configuration, and others have no use for.
-DATA_KEYS = (
-  'data_dir', 'client_field', 'text_field', 'source_field', 'target_field', 'label_field',
-  'id_field', 'labels', 'min_examples', 'max_examples', 'skip_bad_records',
-)  # fmt: skip
-_OF_RECORDS = ('data_dir', 'min_examples', 'max_examples', 'skip_bad_records')
-
 
 @dataclasses.dataclass(frozen=True)
-class BuiltIn:
-  """A `tasks.task.Task` by name.
-
-  Attributes:
-    description: one line for `hetlora tasks`.
-    load: makes the data.
-    reads: those of `DATA_KEYS` that have a meaning for it.
-    needs: those among them that have to be given.
-    usual: what keys are in its runs, where they are otherwise than usual.
-    shares_clients: whether held-out text is of clients that train.
-    quotes_others: whether a client's examples hold what others wrote to it.
-  """
+class NamedTask:
+  """A `tasks.task.Task` of a description and a function."""
 
   description: str
   load: Callable[[Request], FederatedText]
-  reads: tuple[str, ...] = ()
-  needs: tuple[str, ...] = ()
-  usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  shares_clients: bool = False
-  quotes_others: bool = False
 
 
 def _docstring_summarization(request: Request) -> FederatedText:
@@ -81,50 +60,16 @@ def _text_jsonl(request: Request) -> FederatedText:
   return text_jsonl.load_text_jsonl(request)
 
 
-TASKS: dict[str, BuiltIn] = {
-  'docstring_summarization': BuiltIn(
-    'Body of a docstring -> its one-line summary. Clients are the Python modules of the installed '
-    'environment.',
-    _docstring_summarization,
-  ),
-  'multi_session_chat': BuiltIn(
-    'Persona and turns so far -> the next response. Clients are the speakers of Multi-Session Chat '
-    "as ParlAI ships it (--data-dir: session_1/train.txt, ...); each one's last session is held "
-    'out.',
-    _multi_session_chat,
-    reads=_OF_RECORDS,
-    needs=('data_dir',),
-    usual={'truncate_source': 'start'},
-    shares_clients=True,
-    quotes_others=True,
-  ),
-  'reddit_summarization': BuiltIn(
-    'Post -> its TL;DR. Clients are the authors of Webis TL;DR or Reddit TIFU JSON lines '
-    '(--data-dir).',
-    _reddit_summarization,
-    reads=_OF_RECORDS,
-    needs=('data_dir',),
-  ),
-  'stackoverflow': BuiltIn(
-    "Questions and answers, word by word. Clients are the users of TFF's Stack Overflow, which is "
-    'downloaded (to --data-dir, if given).',
-    _stackoverflow,
-    reads=('data_dir', 'max_examples'),
-  ),
-  'text_classification': BuiltIn(
-    'Text -> its label, on encoders, too. JSON lines (--data-dir) with --client-field, '
-    '--text-field and --label-field.',
-    _text_classification,
-    reads=(*_OF_RECORDS, 'client_field', 'text_field', 'label_field', 'labels', 'id_field'),
-    needs=('data_dir', 'client_field', 'text_field', 'label_field'),
-  ),
-  'text_jsonl': BuiltIn(
-    'Your own JSON lines (--data-dir): --source-field -> --target-field, or running text of '
-    '--text-field. Clients are the values of --client-field.',
-    _text_jsonl,
-    reads=(*_OF_RECORDS, 'client_field', 'text_field', 'source_field', 'target_field', 'id_field'),
-    needs=('data_dir', 'client_field'),
-  ),
+_LOADERS = {
+  'docstring_summarization': _docstring_summarization,
+  'multi_session_chat': _multi_session_chat,
+  'reddit_summarization': _reddit_summarization,
+  'stackoverflow': _stackoverflow,
+  'text_classification': _text_classification,
+  'text_jsonl': _text_jsonl,
+}
+TASKS: dict[str, Task] = {
+  name: NamedTask(task.description, _LOADERS[name]) for name, task in BUILT_IN.items()
 }
 
 
@@ -142,11 +87,6 @@ def find_task(name: str) -> Task:
       'FILE.py:NAME of your own.'
     )
   return TASKS[name]
-
-
-def usual(name: str) -> Mapping[str, Any]:
-  """What keys usually are in runs of a task; nothing of its own for one that is not built in."""
-  return TASKS[name].usual if name in TASKS else {}
 
 
 def _from_module(name: str) -> Task:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a built-in task needs of a run, and what has no meaning in it; anybody else's is free."""
 
-from tasks import methods, registry
+from tasks import methods
+from tasks.built_in import BUILT_IN, DATA_KEYS
 from tasks.options import AllBut, Limit, Rule
 
 _PRIVATE = AllBut('none')
@@ -11,26 +12,26 @@ _OWN_HEAD = Limit(
   tuple(name for name in methods.METHODS if name not in ('full', 'stacking', 'fedex')),
   'trains a head as one more adapter, which has no place in a base model',
 )
-_SHARES_CLIENTS = tuple(name for name, task in registry.TASKS.items() if task.shares_clients)
+_SHARES_CLIENTS = tuple(name for name, task in BUILT_IN.items() if task.shares_clients)
 
 
 def _needed(key: str) -> Rule:
-  tasks = tuple(name for name, task in registry.TASKS.items() if key in task.needs)
+  tasks = tuple(name for name, task in BUILT_IN.items() if key in task.needs)
   return Rule(key, Limit((), 'reads it'), {'task': tasks})
 
 
 def _unread(key: str) -> Rule:
-  tasks = tuple(name for name, task in registry.TASKS.items() if key not in task.reads)
+  tasks = tuple(name for name, task in BUILT_IN.items() if key not in task.reads)
   off = False if key == 'skip_bad_records' else None
   return Rule(key, Limit((off,), 'does not read it'), {'task': tasks})
 
 
-_NEEDED = sorted({key for task in registry.TASKS.values() for key in task.needs})
+_NEEDED = sorted({key for task in BUILT_IN.values() for key in task.needs})
 
 RULES = (
   Rule('method', _OWN_HEAD, _LABELLED),
   *(_needed(key) for key in _NEEDED),
-  *(_unread(key) for key in registry.DATA_KEYS),
+  *(_unread(key) for key in DATA_KEYS),
   *(
     Rule(key, Limit((), 'reads it', 'give --text-field for running text'),
          {'task': ('text_jsonl',), 'text_field': (None,)})

@@ -61,9 +61,9 @@ def load_without_held_out(unused_request):
 
 
 TASKS = {
-  'tiny': registry.BuiltIn('cats and dogs', load),
-  'hollow': registry.BuiltIn('an empty client', load_with_empty_client),
-  'blind': registry.BuiltIn('nobody held out', load_without_held_out),
+  'tiny': registry.NamedTask('cats and dogs', load),
+  'hollow': registry.NamedTask('an empty client', load_with_empty_client),
+  'blind': registry.NamedTask('nobody held out', load_without_held_out),
 }
 
 

@@ -11,6 +11,7 @@ import types
 import pytest
 
 from tasks import cli, config, registry
+from tasks.built_in import DATA_KEYS
 from tasks.errors import UserError
 from tasks.federated_text import Example, FederatedText
 from tasks.methods import METHODS
@@ -37,7 +38,7 @@ def program_fixture(monkeypatch):
   program.train = program.evaluate_run = act
   monkeypatch.setattr(cli, 'import_program', lambda: program)
   monkeypatch.setattr(cli, 'read_rank_file', lambda *unused: {})
-  monkeypatch.setitem(registry.TASKS, 'other', registry.BuiltIn('', act))
+  monkeypatch.setitem(registry.TASKS, 'other', registry.NamedTask('', act))
   return program
 
 
@@ -153,7 +154,7 @@ _PAIRS = {
   'target_field': 'y',
 }  # fmt: skip
 _NEEDED = {
-  **dict.fromkeys(registry.DATA_KEYS, _LABELLED),
+  **dict.fromkeys(DATA_KEYS, _LABELLED),
   'source_field': _PAIRS,
   'target_field': _PAIRS,
   'rank_tiers': {'rank_assignment': 'tiers'},
@@ -358,7 +359,7 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(arguments):
 def test_clients_of_a_task_are_listed(run, program, monkeypatch):
   one = Example('source', 'target')
   data = FederatedText('d', {'b,1': (one, one), 'a': (one,)}, {}, {'c': (one,)})
-  monkeypatch.setitem(registry.TASKS, 'small', registry.BuiltIn('', lambda *unused: data))
+  monkeypatch.setitem(registry.TASKS, 'small', registry.NamedTask('', lambda *unused: data))
   code, out, _ = run('tasks', '--clients', 'small')
   assert code == 0
   # Without the program in its place, keras-nlp names its backend first.

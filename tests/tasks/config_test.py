@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from tasks import config, config_files, methods, registry
+from tasks import config, config_files, methods
+from tasks.built_in import DATA_KEYS
 from tasks.errors import UserError
 
 _KEYS = [field.name for field in dataclasses.fields(config.RunConfig)]
@@ -302,7 +303,7 @@ def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, t
   without = {key for key, value in settled.to_json().items() if value is None}
   always = {'privacy', 'sampling', 'secure_aggregation'}
   assert without >= {field.name for field in _private_fields()} - always
-  without -= {field.name for field in _private_fields()} | {*registry.DATA_KEYS, 'max_target_tokens'}
+  without -= {field.name for field in _private_fields()} | {*DATA_KEYS, 'max_target_tokens'}
   assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
     {
       'targets',

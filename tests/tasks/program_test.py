@@ -65,7 +65,7 @@ def _tensors(directory):
 
 def _numbers(directory):
   """Everything of a run that its seed decides."""
-  timed = ('round_seconds', 'eval_seconds')
+  timed = ('round_seconds', 'eval_seconds', 'input_seconds')
   return [
     [{k: v for k, v in row.items() if k not in timed} for row in _rows(directory / name)]
     for name in ('metrics.csv', 'ranks.csv')
@@ -291,7 +291,7 @@ def test_other_data_under_the_same_name_is_refused(world, copy, monkeypatch):
     clients = tiny_world.clients
     return FederatedText('tiny', clients(1, 6), clients(7, 2), clients(9, 3))
 
-  monkeypatch.setitem(registry.TASKS, 'tiny', registry.BuiltIn('other cats and dogs', load))
+  monkeypatch.setitem(registry.TASKS, 'tiny', registry.NamedTask('other cats and dogs', load))
   with pytest.raises(UserError, match='The data of task tiny has changed'):
     program.evaluate_run(copy)
 

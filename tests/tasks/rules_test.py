@@ -8,7 +8,8 @@ import itertools
 
 import pytest
 
-from tasks import config, methods, registry
+from tasks import config, methods
+from tasks.built_in import BUILT_IN
 from tasks.errors import UserError
 from tasks.rules import RULES
 
@@ -52,7 +53,7 @@ _SECURE_CHOICES = {
   'insecure_seeded_noise': (None, True),
 }
 _TASK_CHOICES = {
-  'task': tuple(registry.TASKS),
+  'task': tuple(BUILT_IN),
   'method': ('hetlora', 'full'),
   'privacy': ('none', 'central'),
   'public_eval_clients': (None, True),
@@ -71,7 +72,7 @@ def _needed(given):
     yield 'rank_file', 'ranks.csv'
   if given.get('l2_clip_norm') and given['privacy'] == 'none' and given['weights'] == 'module':
     yield 'weight_reference', 0.1
-  task = registry.TASKS[given.get('task', 'docstring_summarization')]
+  task = BUILT_IN[given.get('task', 'docstring_summarization')]
   yield from (
     (key, ('name',) if key == 'client_field' else 'name') for key in task.needs if key not in given
   )
