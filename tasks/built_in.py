@@ -66,6 +66,8 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     '--text-field and --label-field.',
     reads=(*_OF_RECORDS, 'client_field', 'text_field', 'label_field', 'labels', 'id_field'),
     needs=('data_dir', 'client_field', 'text_field', 'label_field'),
+    # The head sees hidden states as they are: at what suits inner layers, it overshoots.
+    usual={'client_learning_rate': 1e-3},
   ),
   'text_jsonl': BuiltIn(
     'Your own JSON lines (--data-dir): --source-field -> --target-field, or running text of '

@@ -12,7 +12,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -28,6 +30,8 @@ _OTHER_PACKINGS = {
   b'\xfd7zXZ': 'xz',
   b'\x28\xb5\x2f\xfd': 'zstd',
 }
+# Of a line. It is held several times over while it is read, and no person's text is as long.
+_MOST_BYTES = 1 << 26
 _ESCAPED = str.maketrans({'\\': '\\\\', '/': '\\/'})
 
 
@@ -89,22 +93,23 @@ def data_files(config: RunConfig, patterns: Sequence[str]) -> list[pathlib.Path]
     The one file, whatever its name, or those in the directory, sorted; hidden ones are not read.
 
   Raises:
-    UserError: if there is none, or one is there twice, packed and not.
+    UserError: if there is none, one cannot be looked for, or is there twice, packed and not.
   """
   if config.data_dir is None:
     raise UserError(f'--data-dir is missing: --task {config.task} reads a file or directory there.')
   root = pathlib.Path(config.data_dir)
-  if root.is_file():
-    return [root]
-  if not root.is_dir():
-    raise UserError(f'--data-dir {root}: there is no such file or directory.')
-  found = {path for pattern in patterns for path in root.glob(pattern)}
-  files = sorted(p for p in found if p.is_file() and not p.name.startswith('.'))
+  try:
+    files = _found(root, patterns)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(f'--data-dir {root}: there is no such file or directory.') from error
+  except (OSError, ValueError) as error:
+    raise UserError(f'--data-dir {root}: {getattr(error, "strerror", error)}.') from error
   if not files:
     raise UserError(f'--data-dir {root}: there is no {" or ".join(patterns)} in it.')
+  present = set(files)
   for path in files:
     packed = path.with_name(f'{path.name}.gz')
-    if packed in found:
+    if packed in present:
       raise UserError(f'--data-dir {root}: {path.name} and {packed.name} are the same; keep one.')
   return files
 
@@ -124,14 +129,16 @@ def json_lines(path: pathlib.Path) -> Iterator[Line | BadRecord]:
     UserError: if the file cannot be read to its end.
   """
   number = 0
+  # A name need not be UTF-8.
+  name = os.fsencode(path).decode(errors='backslashreplace')
   try:
-    with path.open('rb') as packed, _unpacked(packed, path) as lines:
-      for number, line in enumerate(lines, 1):
+    with path.open('rb') as packed, _unpacked(packed, path) as file:
+      for number, line in enumerate(_lines(file), 1):
         value = _parsed(line.removeprefix(b'\xef\xbb\xbf') if number == 1 else line)
         if isinstance(value, dict):
-          yield f'{path}, line {number}', value
+          yield f'{name}, line {number}', value
         elif value:
-          yield BadRecord(f'{path}, line {number}', value)
+          yield BadRecord(f'{name}, line {number}', value)
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise UserError(f'{path} is damaged after line {number}: {error}; fetch it again.') from error
   except OSError as error:
@@ -164,11 +171,34 @@ def identity(value: Mapping[str, Any], names: Sequence[str], where: str) -> str 
   return parts[0] if len(parts) == 1 else '/'.join(part.translate(_ESCAPED) for part in parts)
 
 
+def shortened(text: str, most: int) -> str:
+  """A text in no more than so many characters, for a message of one line."""
+  return text if len(text) <= most else f'{text[: most - 3]}...'
+
+
+def _found(root: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
+  """The file itself, or the files of a directory."""
+  mode = root.stat().st_mode
+  if stat.S_ISREG(mode):
+    return [root]
+  if not stat.S_ISDIR(mode):
+    raise UserError(f'--data-dir {root}: it is neither a file nor a directory; write it to a file.')
+  os.scandir(root).close()  # `glob` finds nothing where it may not look.
+  found = {path for pattern in patterns for path in root.glob(pattern)}
+  return sorted(path for path in found if path.is_file() and not path.name.startswith('.'))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+  """The lines of a file, of which we read no more than just too much."""
+  while line := file.readline(_MOST_BYTES + 1):
+    yield line
+    while len(line) > _MOST_BYTES and not line.endswith(b'\n'):
+      line = file.readline(_MOST_BYTES + 1)
+
+
 def _no_text(value: Mapping[str, Any], name: str, where: str, wanting: str) -> BadRecord:
   if name in value:
-    found = json.dumps(value[name])
-    shown = found if len(found) <= 40 else f'{found[:37]}...'
-    return BadRecord(where, f'has {wanting} in {name!r}: {shown}')
+    return BadRecord(where, f'has {wanting} in {name!r}: {shortened(json.dumps(value[name]), 40)}')
   return BadRecord(where, f'has no field {name!r}: it has {", ".join(value) or "none"}')
 
 
@@ -187,6 +217,8 @@ def _unpacked(file: BinaryIO, path: pathlib.Path) -> BinaryIO:
 
 def _parsed(line: bytes) -> dict[str, Any] | str:
   """The object in a line, or what is wrong with it; nothing is wrong with a blank one."""
+  if len(line) > _MOST_BYTES:
+    return f'is longer than {_MOST_BYTES:,} bytes'
   try:
     value = json.loads(line.decode())
     if b'\\ud' in line or b'\\uD' in line:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tasks import federated_text, records, text_store
+from tasks import dp_settings, federated_text, records, text_store
 from tasks.errors import UserError
 from tasks.federated_text import FederatedText, Kind
 from tasks.task import Request
@@ -37,6 +37,8 @@ _KEYS = (
 _MAX_LABELS = 1000
 _SECONDS_BETWEEN_WORDS = 5.0
 _RECORDS_BETWEEN_CLOCKS = 1000
+# Characters that a message says of a problem or a label: both may quote the data.
+_MOST_OF_PROBLEM, _MOST_OF_LABEL = 300, 40
 
 
 def load(
@@ -62,9 +64,14 @@ def load(
     shares_clients: whether a client may be in several splits.
 
   Raises:
-    UserError: for a bad record, unless they are skipped and counted, and if no client is left.
+    UserError: for a bad record, unless they are skipped and counted; if no client is left; and in
+      a private run, if an id is of two clients.
   """
   store = _open(request, name, entries, sources, kind)
+  shared = store.facts['shared_id']
+  if shared and dp_settings.is_private(request.config):
+    # A record skipped for another client's would make the data of one depend on the other.
+    raise UserError(f'{shared}, of another client, which no private run may skip; mend it.')
   left_out = list(store.facts['left_out'])
   clients = _clients(request, store, left_out)
   if not clients['train']:
@@ -95,7 +102,7 @@ def _open(request: Request, name: str, entries, sources, kind: Kind) -> text_sto
       with text_store.locked(path, say_wait):
         store = _opened(path, made_of)
         if store is None:
-          _write(request, path, made_of, entries, kind)
+          _write(request, path, made_of, entries, sources, kind)
           store = text_store.TextStore(path)
   except (OSError, sqlite3.Error) as error:
     raise UserError(
@@ -115,10 +122,18 @@ def _opened(path: pathlib.Path, made_of: str) -> text_store.TextStore | None:
   return None
 
 
-def _write(request: Request, path: pathlib.Path, made_of: str, entries, kind: Kind) -> None:
+def _write(request: Request, path, made_of: str, entries, sources, kind: Kind) -> None:
   reader = _Reader(request, kind)
-  rows = reader.rows(entries())
-  text_store.write_store(path, rows, lambda: {'made_of': made_of, **reader.facts()})
+
+  def facts() -> dict[str, Any]:
+    if _made_of(entries, sources) != made_of:
+      raise UserError(
+        f'--data-dir {request.config.data_dir} changed while it was read; start again when nobody '
+        'writes to it.'
+      )
+    return {'made_of': made_of, **reader.facts()}
+
+  text_store.write_store(path, reader.rows(entries()), facts)
 
 
 class _Reader:
@@ -130,24 +145,30 @@ class _Reader:
     self._bad: collections.Counter[str] = collections.Counter()
     self._left_out: collections.Counter[str] = collections.Counter()
     self._targets: set[str] = set()
+    self._shared_id = ''
     # On disk beyond SQLite's cache of a few megabytes, and gone with the connection.
     self._keys = sqlite3.connect('')
-    self._keys.execute('CREATE TABLE keys (key TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID')
+    self._keys.execute(
+      'CREATE TABLE keys (key TEXT PRIMARY KEY, place TEXT, client TEXT) WITHOUT ROWID'
+    )
 
   def facts(self) -> dict[str, Any]:
     """What there is to say once all is read."""
     counted = ', '.join(f'{problem} ({n:,})' for problem, n in self._bad.most_common())
     bad = [f'Bad records skipped: {counted}.'] if counted else []
     others = [f'{reason}: {n:,}.' for reason, n in self._left_out.most_common()]
-    return {'left_out': bad + others, 'labels': sorted(self._targets)}
+    return {
+      'left_out': bad + others,
+      'labels': sorted(self._targets),
+      'shared_id': self._shared_id,
+    }
 
   def rows(self, entries: Iterable[Entry]) -> Iterator[text_store.Row]:
     """The rows of the good records."""
     for entry in self._with_progress(entries):
       if isinstance(entry, records.Record):
-        client, example, split, key, where = entry
-        if key is not None and (first := self._place_of(key, where)) is not None:
-          self._refuse(records.BadRecord(where, f'repeats an id: {key!r} is of {first}'))
+        client, example, split, key, _ = entry
+        if key is not None and self._repeats(entry):
           continue
         if self._is_labelled and len(self._targets) <= _MAX_LABELS:
           self._targets.add(example.target)
@@ -160,17 +181,23 @@ class _Reader:
   def _refuse(self, bad: records.BadRecord) -> None:
     if not self._request.config.skip_bad_records:
       raise UserError(
-        f'{bad.where}: {bad.problem}; {bad.mend or "mend it"}, or --skip-bad-records counts and '
-        'skips such records.'
+        f'{_sentence(bad)}; {bad.mend or "mend it"}, or --skip-bad-records counts and skips such '
+        'records.'
       )
     self._bad[bad.problem.partition(':')[0]] += 1
 
-  def _place_of(self, key: str, where: str) -> str | None:
-    """Where the key was before; None, and it is kept, if it was nowhere."""
-    row = (key, where)
-    if self._keys.execute('INSERT OR IGNORE INTO keys VALUES (?, ?)', row).rowcount:
-      return None
-    return self._keys.execute('SELECT place FROM keys WHERE key = ?', (key,)).fetchone()[0]
+  def _repeats(self, record: records.Record) -> bool:
+    """Whether the key was there before, which is bad; if not, it is kept."""
+    row = (record.key, record.where, record.client)
+    if self._keys.execute('INSERT OR IGNORE INTO keys VALUES (?, ?, ?)', row).rowcount:
+      return False
+    query = 'SELECT place, client FROM keys WHERE key = ?'
+    place, client = self._keys.execute(query, row[:1]).fetchone()
+    bad = records.BadRecord(record.where, f'repeats an id: {record.key!r} is of {place}')
+    self._refuse(bad)
+    if client != record.client:
+      self._shared_id = self._shared_id or _sentence(bad)
+    return True
 
   def _with_progress(self, entries: Iterable[Entry]) -> Iterator[Entry]:
     said = time.monotonic()
@@ -179,6 +206,12 @@ class _Reader:
         said = time.monotonic()
         self._request.say(f'Reading {self._request.config.task}: {number:,} records so far ...')
       yield entry
+
+
+def _sentence(bad: records.BadRecord) -> str:
+  """What is wrong and where, without what would move a terminal's cursor."""
+  problem = records.shortened(bad.problem, _MOST_OF_PROBLEM)
+  return ''.join(c if c.isprintable() else '?' for c in f'{bad.where}: {problem}')
 
 
 def _clients(
@@ -220,7 +253,8 @@ def _labels(request: Request, store: text_store.TextStore, name: str) -> tuple[s
   found = tuple(store.facts['labels'])
   if len(found) in range(2, _MAX_LABELS + 1):
     return found
-  what = f'more than {_MAX_LABELS} labels' if found[1:] else f'one label, {found[0]!r}'
+  shown = records.shortened(repr(found[0]), _MOST_OF_LABEL)
+  what = f'more than {_MAX_LABELS} labels' if found[1:] else f'one label, {shown}'
   raise UserError(f'--task {name} finds {what} there; is --label-field the right one?')
 
 
@@ -228,10 +262,14 @@ def _made_of(entries: Callable, sources: Sequence[pathlib.Path]) -> str:
   """A digest of what the store follows from: files as they are now, and code."""
   while isinstance(entries, functools.partial):
     entries = entries.func
-  status = [path.stat() for path in sources]
-  modules = (inspect.getmodule(entries), records, text_store, federated_text)
+  try:
+    status = [path.stat() for path in sources]
+  except OSError as error:
+    raise UserError(f'Cannot read {error.filename}: {error.strerror}.') from error
+  modules = (*map(inspect.getmodule, (entries, load)), records, text_store, federated_text)
   code = [inspect.getsource(module) for module in modules if module is not None]
-  return _digest([(s.st_size, s.st_mtime_ns) for s in status], code)
+  # A copy may keep the time of the last change, but not that of the inode's.
+  return _digest([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in status], code)
 
 
 def _digest(*parts: Any) -> str:

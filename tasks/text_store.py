@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -21,7 +20,6 @@ from typing import Any, NamedTuple
 from tasks.errors import UserError
 from tasks.federated_text import Example
 
-_ROWS_PER_BATCH = 1000
 _TABLES = """
   PRAGMA journal_mode = OFF;
   PRAGMA synchronous = OFF;
@@ -78,8 +76,12 @@ class TextStore:
     self.facts: Mapping[str, Any] = json.loads(facts)
 
   def sizes(self) -> Iterator[tuple[str, str, int]]:
-    """Client, split and number of examples, sorted by both names."""
-    return self._connection.execute(_SIZES)
+    """Client, split and number of examples, sorted by both names.
+
+    Raises:
+      UserError: naming the file, if it is damaged.
+    """
+    return self._query(_SIZES)
 
   def read(self, client: str, split: str, limit: int) -> list[Example]:
     """The first examples of a client in a split, in the order in which they were written.
@@ -87,8 +89,11 @@ class TextStore:
     Raises:
       UserError: naming the file, if it is damaged.
     """
+    return [Example(*row) for row in self._query(_READ, client, split, limit)]
+
+  def _query(self, query: str, *values: Any) -> Iterator[tuple]:
     try:
-      return [Example(*row) for row in self._connection.execute(_READ, (client, split, limit))]
+      yield from self._connection.execute(query, values)
     except sqlite3.Error as error:
       raise UserError(f'{self._path} is damaged ({error}); remove it to read the data anew.') from (
         error
@@ -154,7 +159,7 @@ def write_store(
 
   Args:
     path: the file; what was there before is replaced.
-    rows: read once; no more than a batch of them is held.
+    rows: read once; no more than one of them is held.
     facts: asked for once the rows are read; JSON.
 
   Raises:
@@ -165,10 +170,8 @@ def write_store(
   try:
     with contextlib.closing(sqlite3.connect(draft)) as connection:
       connection.executescript(_TABLES)
-      digest, rows = hashlib.sha256(), iter(rows)
-      while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
-        digest.update(json.dumps(batch).encode())
-        connection.executemany('INSERT INTO examples VALUES (?, ?, ?, ?, ?)', batch)
+      digest = hashlib.sha256()
+      connection.executemany('INSERT INTO examples VALUES (?, ?, ?, ?, ?)', _digested(rows, digest))
       connection.execute(_INDEX)
       content = json.dumps({**facts(), 'sha256': digest.hexdigest()})
       connection.execute('INSERT INTO facts VALUES (?)', (content,))
@@ -178,3 +181,10 @@ def write_store(
     os.replace(draft, path)
   finally:
     draft.unlink(missing_ok=True)
+
+
+def _digested(rows: Iterable[Row], digest: Any) -> Iterator[Row]:
+  """The same rows, each taken into the digest as it passes."""
+  for row in rows:
+    digest.update(ascii(tuple(row)).encode())
+    yield row

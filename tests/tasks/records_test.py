@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import gzip
 import itertools
+import os
 import re
 import tracemalloc
 
@@ -56,6 +57,21 @@ def test_a_bad_line_is_named_and_the_next_one_read(tmp_path, line, problem):
   assert isinstance(bad, BadRecord)
   assert bad.where == f'{path}, line 2'
   assert re.match(problem, bad.problem), bad.problem
+
+
+def test_a_line_that_is_too_long_is_not_held(tmp_path, monkeypatch):
+  monkeypatch.setattr(records, '_MOST_BYTES', len(_GOOD))
+  long = b'{"user": "' + b'a' * 200
+  path, found = _read(tmp_path, _GOOD + long + b'\n' + _GOOD + long)
+  wheres = [f'{path}, line {number}' for number in (1, 2, 3, 4)]
+  assert [where for where, *_ in found] == wheres
+  problem = f'is longer than {len(_GOOD)} bytes'
+  assert found[1::2] == [BadRecord(where, problem) for where in wheres[1::2]]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named_in_text_that_is(tmp_path):
+  _, ((where, _), _) = _read(tmp_path, _GOOD + b'?', os.fsdecode(b'caf\xe9'))
+  assert where.endswith(r'caf\xe9, line 1')
 
 
 def test_whole_characters_beyond_the_first_plane_are_no_halves(tmp_path):
@@ -149,3 +165,20 @@ def test_no_file_and_a_file_twice_are_refused(tmp_path):
     (tmp_path / name).touch()
   with pytest.raises(UserError, match=r'a.jsonl and a.jsonl.gz are the same; keep one'):
     records.data_files(_config(tmp_path), ['*.jsonl', '*.jsonl.gz'])
+
+
+def test_what_cannot_be_looked_at_is_named(tmp_path, monkeypatch):
+  os.mkfifo(tmp_path / 'pipe')
+  with pytest.raises(UserError, match=r'--data-dir .*pipe: it is neither a file nor a directory'):
+    records.data_files(_config(tmp_path / 'pipe'), ['*.jsonl'])
+  with pytest.raises(UserError, match=r'--data-dir .*xxx: File name too long\.'):
+    records.data_files(_config(tmp_path / ('x' * 300)), ['*.jsonl'])
+  with pytest.raises(UserError, match=r'--data-dir .*: embedded null byte\.'):
+    records.data_files(_config(tmp_path / 'a\0b'), ['*.jsonl'])
+
+  def forbidden(path):
+    raise PermissionError(13, 'Permission denied', path)
+
+  monkeypatch.setattr(records.os, 'scandir', forbidden)
+  with pytest.raises(UserError, match=r'--data-dir .*: Permission denied\.'):
+    records.data_files(_config(tmp_path), ['*.jsonl'])

@@ -93,7 +93,9 @@ def test_a_second_load_reads_the_cache_whatever_the_seed_and_the_caps(world):
   assert {len(examples) for examples in other.train.values()} == {1}
 
 
-@pytest.mark.parametrize('change', ['size', 'time', 'skip', 'labels', 'kind', 'code', 'damage'])
+@pytest.mark.parametrize(
+  'change', ['size', 'time', 'copy', 'skip', 'labels', 'kind', 'code', 'damage']
+)
 def test_what_the_records_follow_from_makes_them_read_anew(world, change, monkeypatch):
   world.load()
   keys = {}
@@ -104,6 +106,10 @@ def test_what_the_records_follow_from_makes_them_read_anew(world, change, monkey
       os.utime(world.file, ns=(written, written))
     case 'time':
       os.utime(world.file, ns=(1, 1))
+    case 'copy':  # Of the same length and time.
+      status = world.file.stat()
+      world.file.write_text(',,,')
+      os.utime(world.file, ns=(status.st_atime_ns, status.st_mtime_ns))
     case 'skip':
       keys['skip_bad_records'] = True
     case 'labels':
@@ -119,6 +125,23 @@ def test_what_the_records_follow_from_makes_them_read_anew(world, change, monkey
   assert world.readings == 2
   world.load(**keys)
   assert world.readings == 2
+
+
+def test_files_that_change_while_they_are_read_are_refused(world, monkeypatch):
+  def changing():
+    world.file.write_text('changed')
+    return iter(_records(10))
+
+  steady = world.entries
+  monkeypatch.setattr(world, 'entries', changing)
+  with pytest.raises(UserError, match=r'--data-dir .*data.jsonl changed while it was read; start'):
+    world.load()
+  monkeypatch.setattr(world, 'entries', steady)
+  world.load()
+  assert world.readings == 1
+  world.file.unlink()
+  with pytest.raises(UserError, match=r'Cannot read .*data.jsonl: No such file or directory\.'):
+    world.load()
 
 
 def test_changed_files_replace_what_was_stored_of_them(world):
@@ -146,6 +169,14 @@ def test_a_bad_record_ends_the_run(world):
     world.load()
 
 
+def test_a_message_is_one_short_line(world):
+  world.records = [BadRecord('FILE, line 1', "has no field 'a': it has \x1b[31m" + 'k, ' * 10_000)]
+  with pytest.raises(UserError) as refusal:
+    world.load()
+  assert len(str(refusal.value)) < 500
+  assert str(refusal.value).isprintable()
+
+
 def test_bad_records_are_counted_by_problem_and_told_again_from_the_cache(world):
   world.records += _BAD
   expected = ("Bad records skipped: is not JSON (2), has no field 'text' (1).",)
@@ -165,6 +196,25 @@ def test_a_repeated_id_is_a_bad_record(world):
   assert data.left_out == ('Bad records skipped: repeats an id (1).',)
   (ann,) = [split['ann'] for split in (data.train, data.validation, data.test) if 'ann' in split]
   assert len(ann) == 4
+
+
+def test_a_private_run_does_not_skip_a_record_for_another_clients(world):
+  world.records += [
+    Record(client, Example('a', 'b'), key='x', where=f'FILE, line {line}')
+    for line, client in enumerate(['ann', 'ann', 'bob', 'eve'], 1)
+  ]
+  public = world.load(skip_bad_records=True)
+  assert public.left_out == ('Bad records skipped: repeats an id (3).',)
+  private = {'privacy': 'central', 'noise_multiplier': 1.0}
+  with pytest.raises(UserError) as refusal:
+    world.load(skip_bad_records=True, **private)
+  assert str(refusal.value) == (
+    "FILE, line 3: repeats an id: 'x' is of FILE, line 1, of another client, which no private run "
+    'may skip; mend it.'
+  )
+  del world.records[-2:]
+  world.file.write_text('changed')
+  assert world.load(skip_bad_records=True, **private)
 
 
 def test_small_clients_and_what_is_beyond_the_cap_are_counted(world):
@@ -213,9 +263,11 @@ def test_labels_are_all_targets_or_those_that_are_listed(world):
 
 
 def test_a_field_that_is_no_label_is_refused(world):
-  world.records = [Record('c', Example('text', 'same'))] * 3
-  with pytest.raises(UserError, match="finds one label, 'same' there; is --label-field the right"):
-    world.load(kind=Kind.LABEL)
+  for label, shown in (('same', "'same'"), ('x' * 999, f"'{'x' * 36}...")):
+    world.records = [Record('c', Example('text', label))] * 3
+    world.file.write_text(label)
+    with pytest.raises(UserError, match=f'finds one label, {shown} there; is --label-field the'):
+      world.load(kind=Kind.LABEL)
   world.file.write_text('changed')
   world.records = [Record('c', Example('text', str(n))) for n in range(1500)]
   with pytest.raises(UserError, match='finds more than 1000 labels there'):

@@ -1,5 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import os
 import pathlib
 import signal
@@ -155,6 +156,19 @@ def test_a_store_of_another_length_is_not_opened(tmp_path, lost):
   os.truncate(path, path.stat().st_size - lost)
   with pytest.raises((sqlite3.Error, ValueError)):
     TextStore(path)
+
+
+def test_a_store_whose_index_is_damaged_is_named(tmp_path):
+  path = _path(tmp_path)
+  store = _write(path, [Row(f'c{n}', '', 's', 't', '') for n in range(1000)])
+  with contextlib.closing(sqlite3.connect(path)) as other:
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'by_client'"
+    ((page,),) = other.execute(query)
+  with path.open('r+b') as file:
+    file.seek((page - 1) * 4096)
+    file.write(bytes(4096))
+  with pytest.raises(UserError, match=r'task.sqlite is damaged \(.*\); remove it'):
+    list(store.sizes())
 
 
 def test_a_store_that_is_damaged_inside_is_named(tmp_path):
