@@ -52,7 +52,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
   ),
   'reddit_summarization': BuiltIn(
     'Post -> its TL;DR. Clients are the authors of Webis TL;DR or Reddit TIFU JSON lines '
-    '(--data-dir).',
+    '(--data-dir); a post of the latter that names none is a client of its own.',
     reads=_OF_RECORDS,
     needs=('data_dir',),
   ),

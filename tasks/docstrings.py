@@ -25,6 +25,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from tasks import errors, federated_text, harvest, near_duplicates
@@ -60,6 +61,7 @@ _FORMAT = 1
 _TARGET_WORDS = range(3, 25)
 _MIN_SOURCE_WORDS = 10
 _MIN_LETTER_SHARE = 0.6
+_HELD_OUT_SHARE = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +160,10 @@ def _without_repeats(pairs: list[_Pair]) -> list[_Pair]:
 
 
 def _split(clients: _Clients, seed: int) -> tuple[_Clients, _Clients, _Clients]:
-  parts = federated_text.split_clients(list(clients), seed)
+  order = sorted(clients)
+  random.Random(seed).shuffle(order)
+  size = round(_HELD_OUT_SHARE * len(order))
+  parts = order[2 * size :], order[:size], order[size : 2 * size]
   seen = near_duplicates.ShingleIndex()
   train, held_out, final = (
     _unseen({name: clients[name] for name in sorted(p)}, seen) for p in parts

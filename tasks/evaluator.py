@@ -241,11 +241,12 @@ def _batches(rows: Rows) -> Iterator[dict[str, tf.Tensor]]:
 
 
 def _in_turn(clients: Mapping[str, Sequence[Example]], limit: int) -> list[tuple[str, Example]]:
+  """One example of each client, then another of each; first ones would all open a conversation."""
   longest = max(map(len, clients.values()), default=0)
   turns = (
-    (client, examples[turn])
+    (client, examples[(turn + place) % len(examples)])
     for turn in range(longest)
-    for client, examples in clients.items()
+    for place, (client, examples) in enumerate(clients.items())
     if turn < len(examples)
   )
   return [pair for pair, _ in zip(turns, range(limit), strict=False)]

@@ -245,11 +245,9 @@ class Experiment:
     if not clients:
       raise UserError(f'--eval-split {config.eval_split}: {config.task} has no such clients.')
     names = sorted(clients)
-    if len(names) > config.eval_clients:
-      generator = np.random.default_rng([config.seed, _HELD_OUT])
-      drawn = generator.choice(len(names), config.eval_clients, replace=False)
-      names = [names[index] for index in sorted(drawn.tolist())]
-    return {name: clients[name] for name in names}
+    # In an order of chance: where only the first ones are decoded, they are like all.
+    order = np.random.default_rng([config.seed, _HELD_OUT]).permutation(len(names))
+    return {names[place]: clients[names[place]] for place in order[: config.eval_clients]}
 
   def _model(self) -> hetlora_tff.CausalLanguageModel | hetlora_tff.ClassificationModel:
     backbone, length = self.base.backbone, self.config.sequence_length

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import enum
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -110,19 +110,32 @@ def sizes(clients: Mapping[str, Sequence[Example]]) -> Mapping[str, int]:
 
 
 def split_clients(names: Sequence[str], seed: int) -> tuple[list[str], list[str], list[str]]:
-  """Divides clients into those that train, 80 %, and those for validation and test, 10 % each.
+  """Divides clients into those that train, about 80 %, and those for validation and test, 10 % each.
+
+  Each client's place follows from its own name and the seed: one more or less moves no other, as
+  differential privacy by add-or-remove-one supposes.
 
   Args:
     names: of the clients; their order does not matter.
     seed: of the draw.
 
   Returns:
-    Train, validation and test, each with somebody in it where there are three clients or more.
+    Train, validation and test, each with somebody in it where there are three clients or more; for
+    that, among a few, the next ones have to move. Fewer than three all train.
   """
-  order = sorted(names)
-  random.Random(seed).shuffle(order)
-  held_out = max(round(_HELD_OUT_SHARE * len(order)), int(len(order) > 2))
-  return order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
+  if len(names) < len(_SPLITS):
+    return sorted(names), [], []
+  placed = sorted((_place(name, seed), name) for name in names)
+  order = [name for _, name in placed]
+  first, second = (bisect.bisect(placed, (n * _HELD_OUT_SHARE,)) for n in (1, 2))
+  first = min(max(first, 1), len(order) - 2)
+  second = min(max(second, first + 1), len(order) - 1)
+  return order[second:], order[:first], order[first:second]
+
+
+def _place(name: str, seed: int) -> float:
+  """A number in [0, 1) that looks drawn."""
+  return int.from_bytes(hashlib.sha256(f'{seed} {name}'.encode()).digest()[:8]) / 2**64
 
 
 def _described(clients: Mapping[str, Sequence[Example]]) -> Iterator[list]:

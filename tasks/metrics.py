@@ -204,10 +204,9 @@ def distribution(
     confidence: Of the interval of the mean, see `mean_interval`.
 
   Returns:
-    `clients`, their number; `mean` with its interval `low` and `high`; `std`, of the sample, and
-    None for a single client, as the bounds are; `deciles`, the nine values below which 10, 20, ...
-    90 % of the clients lie, with linear interpolation; `worst_decile_mean`, the mean of the worst
-    tenth of the clients, at least of one.
+    `clients`, their number; `mean` with its interval `low` and `high`, None for a single client;
+    `deciles`, the nine values below which 10, 20, ... 90 % of the clients lie, with linear
+    interpolation; `worst_decile_mean`, the mean of the worst tenth of the clients, at least of one.
 
   Raises:
     ValueError: If there are no values, one is not finite, or `confidence` is not in (0, 1).
@@ -218,9 +217,20 @@ def distribution(
   return {
     'clients': size,
     **mean_interval(ordered, confidence)._asdict(),
-    'std': float(ordered.std(ddof=1)) if size > 1 else None,
     'deciles': np.quantile(ordered, np.arange(1, 10) / 10).tolist(),
     'worst_decile_mean': float(worst.mean()),
+  }
+
+
+def perplexity_distribution(losses: ClientLosses) -> dict[str, Any]:
+  """Returns how perplexity is spread over clients: `distribution` of the losses, through exp.
+
+  Means are geometric so: an arithmetic one of perplexities is that of the few worst clients.
+  """
+  spread = distribution(np.minimum(losses.losses, _LARGEST_LOSS), high_is_worse=True)
+  return {
+    name: value if name == 'clients' or value is None else np.exp(np.minimum(value, _LARGEST_LOSS)).tolist()
+    for name, value in spread.items()
   }
 
 

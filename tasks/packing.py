@@ -169,8 +169,8 @@ class Packer:
   def _cut(self, head: list[int], source: list[int]) -> list[int]:
     if head:
       room = max(self._room // 2, self._room - len(source)) - len(self._line_break)
-      head = head[: max(room, 0)] + self._line_break
-    room = max(self._room - len(head), 0)
+      head = (head[: max(room, 0)] + self._line_break)[: self._room]
+    room = self._room - len(head)
     return head + (
       source[max(len(source) - room, 0) :] if self._side is Side.START else source[:room]
     )

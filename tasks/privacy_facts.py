@@ -74,7 +74,7 @@ def collect(directory: pathlib.Path, config: RunConfig, ledger: Ledger | None) -
       problems += _broken_limits(ledger, observed)
   return Facts(
     unit=_unit(config),
-    released=_released(ledger, table, single),
+    released=_released(config, ledger, table, single),
     not_covered=_not_covered(config, table, single),
     withheld=_withheld(table) if ledger is not None else {},
     weighting=_weighting(config),
@@ -210,7 +210,9 @@ def _unit(config: RunConfig) -> str:
   )
 
 
-def _released(ledger: Ledger | None, table: plots.Table, single: Sequence[str]) -> list[str]:
+def _released(
+  config: RunConfig, ledger: Ledger | None, table: plots.Table, single: Sequence[str]
+) -> list[str]:
   released = [
     'The model after every round, and so all that is computed from it: the adapter or weights that'
     ' the run leaves, and texts that it writes.',
@@ -223,6 +225,11 @@ def _released(ledger: Ledger | None, table: plots.Table, single: Sequence[str]) 
     ]
   if any(_filled(table, name) for name in _EVALUATED):
     released.append(f'{_MEANS}, and plots of them.')
+  if config.public_eval_clients:
+    released.append(
+      'Held-out clients one by one: their distribution, ranks and what adapters of their own gain, in'
+      ' metrics.csv, summary.json, report.html and plots.'
+    )
   return released + [f'{name}: texts or results of single held-out clients.' for name in single]
 
 
@@ -247,7 +254,9 @@ def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -
       f'How {config.task} makes clients and examples: nobody has checked that what a client holds'
       ' depends on this client alone.'
     )
-  elif task.shares_clients:
+  elif task.needs and not task.quotes_others:  # Where it does, the unit says so.
+    missing.append('People who are quoted in the text of another client.')
+  if task is not None and task.shares_clients and config.eval_split == 'test':
     missing.append(
       'Held-out text is what clients that train wrote later: results on it tell of the very clients'
       ' that the figures are about.'

@@ -68,7 +68,9 @@ def train(
       while state.round_number < config.rounds and run.affords_round(state):
         state = run.one_round(state)
       parameters = artifacts.as_arrays(process.get_model_weights(state.learning))
-      tiers = device_evaluation.evaluate_tiers(experiment, parameters, state.ranks)
+      tiers = []
+      if not guard.evaluations:  # A tier may be one client.
+        tiers = device_evaluation.evaluate_tiers(experiment, parameters, state.ranks)
       own = device_evaluation.personalize(
         experiment, process, state.learning.global_model_weights, state.ranks
       )
@@ -215,7 +217,7 @@ class _Run:
       self._final_evaluation(state),
     )
     summary = results.summarize(base, final, single_clients=not self._guard.evaluations)
-    if not self._guard.evaluations:  # A tier may be one client.
+    if tiers:
       summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
     if own is not None:
       summary['personalization'] = own
@@ -307,7 +309,8 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
     progress.say('Evaluating on held-out clients ...')
     base = results.evaluate(*artifacts.untuned(experiment), write=True)
     final = results.evaluate(*artifacts.load(path, experiment), write=True)
-    summary = results.summarize(base, final)
+    single = not dp_settings.is_private(experiment.config) or experiment.config.public_eval_clients
+    summary = results.summarize(base, final, single_clients=single)
     directory.write_json('evaluation.json', summary)
   return summary
 

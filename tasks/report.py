@@ -215,16 +215,16 @@ def _spread_table(measures: Any) -> dict[str, Any] | None:
       spread = _spread(record)
       if spread is None or model not in _MODELS:
         continue
-      mean, low, high, std = _fields(record, 'mean', 'low', 'high', 'std')
+      mean, low, high = _fields(record, 'mean', 'low', 'high')
       interval = None if low is None or high is None else f'{form(low)} to {form(high)}'
       deciles = [spread.deciles[place] for place in (0, 4, 8)]
-      cells = [x if x is None else form(x) for x in (std, *deciles, spread.worst)]
+      cells = [form(x) for x in (*deciles, spread.worst)]
       cells = [None if mean is None else form(mean), interval, *cells]
       label = f'{name}, {_MODELS[model]}'
       rows.append([label, *('' if cell is None else cell for cell in cells)])
   if not rows:
     return None
-  names = ('mean', '95 % interval', 'deviation', '10 % below', 'median', '90 % below', 'worst 10 %')
+  names = ('mean', '95 % interval', '10 % below', 'median', '90 % below', 'worst 10 %')
   return {'names': ['measure', *names], 'rows': rows}
 
 

@@ -38,9 +38,7 @@ def evaluate(evaluator: Evaluator, parameters: Any, *, write: bool) -> dict[str,
   perplexity = metrics.pooled_perplexity(measured.losses)
   spread = {name: list(by_client.values()) for name, by_client in scores.items()}
   distribution = {
-    'perplexity': metrics.distribution(
-      metrics.client_perplexities(measured.losses), high_is_worse=True
-    ),
+    'perplexity': metrics.perplexity_distribution(measured.losses),
     **{name: metrics.distribution(x, high_is_worse=False) for name, x in spread.items()},
   }
   return {
@@ -77,7 +75,7 @@ def evaluation_row(evaluation: Mapping[str, Any], *, single_clients: bool) -> di
 
 
 def summarize(
-  base: Mapping[str, Any], final: Mapping[str, Any], *, single_clients: bool = True
+  base: Mapping[str, Any], final: Mapping[str, Any], *, single_clients: bool
 ) -> dict[str, Any]:
   """Before, after and the paired change over the same held-out clients.
 
@@ -119,7 +117,8 @@ def personalization(
   Args:
     clients: their ids.
     outputs: of `hetlora_tff.build_hetlora_personalization_eval`, in the same order.
-    left_out: number of clients that had one example only, and so none to be measured on.
+    left_out: number of clients that were passed over since they had one example only, and so none
+      to be measured on.
     tiers: the largest rank of each tier, ascending; none for no table by tier.
 
   Returns:
@@ -152,8 +151,7 @@ def personalization(
     'relative_perplexity_change': {**change._asdict(), 'clients': len(kept)},
     'better': int(np.sum(own.losses < shared.losses)),
     'distribution': {
-      when: metrics.distribution(x, high_is_worse=True)
-      for when, x in zip(('before', 'after'), by_client, strict=True)
+      when: metrics.perplexity_distribution(x) for when, x in (('before', shared), ('after', own))
     },
     'tiers': [
       {'rank_up_to': high, 'clients': len(inside), **_before_and_after(inside)}

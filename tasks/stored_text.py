@@ -106,7 +106,8 @@ def _open(request: Request, name: str, entries, sources, kind: Kind) -> text_sto
           store = text_store.TextStore(path)
   except (OSError, sqlite3.Error) as error:
     raise UserError(
-      f'The cache {path.parent} cannot be used: {error}; set HETLORA_CACHE to another directory.'
+      f'The cache {path.parent} cannot be used: {error}; set HETLORA_CACHE to another directory, '
+      'and SQLITE_TMPDIR if the temporary one is full.'
     ) from error
   return store
 

@@ -144,8 +144,6 @@ class DistributionTest(parameterized.TestCase):
       found = metrics.distribution(values[::-1], high_is_worse=high_is_worse)
       self.assertEqual(found['clients'], 21)
       self.assertAlmostEqual(found['mean'], 10.0)
-      # The variance of 1..n is n (n + 1) / 12.
-      self.assertAlmostEqual(found['std'], math.sqrt(21 * 22 / 12))
       np.testing.assert_allclose(found['deciles'], np.arange(2, 20, 2))
       self.assertAlmostEqual(found['worst_decile_mean'], worst)
       np.testing.assert_allclose([found['low'], found['high']], metrics.mean_interval(values)[1:])
@@ -156,7 +154,7 @@ class DistributionTest(parameterized.TestCase):
 
   def test_one_client_has_no_spread(self):
     found = metrics.distribution([3.0], high_is_worse=False)
-    self.assertEqual((found['std'], found['low'], found['high']), (None, None, None))
+    self.assertEqual((found['low'], found['high']), (None, None))
     self.assertEqual(found['deciles'], [3.0] * 9)
 
   @parameterized.parameters(([],), ([1.0, math.nan],))
@@ -164,10 +162,17 @@ class DistributionTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'values'):
       metrics.distribution(values, high_is_worse=True)
 
-  def test_perplexities_of_clients_can_be_averaged_whatever_the_loss(self):
-    found = metrics.client_perplexities(_losses([math.log(3.0), 1e5], [7, 1]))
-    self.assertAlmostEqual(found[0], 3.0)
-    self.assertTrue(np.isfinite(metrics.distribution(found, high_is_worse=True)['std']))
+  def test_perplexities_have_geometric_means(self):
+    found = metrics.perplexity_distribution(_losses(np.log([2.0, 8.0, 16.0]).tolist(), [7, 1, 1]))
+    self.assertAlmostEqual(found['mean'], 256.0 ** (1 / 3))
+    self.assertAlmostEqual(found['worst_decile_mean'], 16.0)
+    self.assertAlmostEqual(found['deciles'][4], 8.0)
+    self.assertEqual(found['clients'], 3)
+    self.assertTrue(0 < found['low'] < found['mean'] < found['high'])
+
+  def test_perplexities_are_finite_whatever_the_loss(self):
+    found = metrics.perplexity_distribution(_losses([math.log(3.0), 1e5], [7, 1]))
+    self.assertTrue(np.isfinite([found['mean'], found['high'], found['worst_decile_mean']]).all())
 
 
 class RougeTest(parameterized.TestCase):

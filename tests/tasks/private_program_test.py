@@ -139,7 +139,9 @@ def test_columns_about_training_clients_stay_empty(private):
 
 def test_what_was_drawn_and_single_held_out_clients_are_secret(private):
   assert not (private / 'samples.json').exists()
-  assert 'tiers' not in json.loads((private / 'summary.json').read_text())
+  assert not {'tiers', 'distribution', 'personalization'} & set(
+    json.loads((private / 'summary.json').read_text())
+  )
   assert not (private / 'evaluation_final.json').exists()
   assert stat.S_IMODE((private / 'secrets').stat().st_mode) == 0o700
   for name in ('sampling', 'draws.jsonl'):
@@ -163,6 +165,7 @@ def test_evaluation_gives_the_same_result_from_the_files(private):
   summary = json.loads((private / 'summary.json').read_text())
   evaluated = program.evaluate_run(private)
   assert evaluated['final']['loss'] == pytest.approx(summary['final']['loss'], rel=1e-6)
+  assert 'distribution' not in json.loads((private / 'evaluation.json').read_text())
 
 
 def test_target_is_kept_and_the_noise_is_calibrated_to_it(calibrated):
