@@ -271,7 +271,6 @@ class RunConfig:
   decode_examples: int = _key(
     128, 'Held-out examples to decode for RougeL at start and end; 0 for none.', values.at_least(0)
   )
-  num_beams: int = _data(1, 'Beams to decode with; 1 is greedy.', values.at_least(1))
   eval_clients: int = _data(
     256, 'Most held-out clients to evaluate, drawn by the seed.', values.at_least(1)
   )
@@ -315,6 +314,7 @@ class RunConfig:
     'Room for a target, end token included; left open, a third of the row, at most 32 tokens.',
     values.at_least(2),
   )
+  num_beams: int = _data(1, 'Beams to decode with; 1 is greedy.', values.at_least(1))
   concurrent_clients: int = _key(
     0, 'Clients that train at the same time; 0 for one per core.', values.at_least(0)
   )

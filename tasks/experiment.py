@@ -143,7 +143,7 @@ class Experiment:
       self.packer,
       examples_per_client=config.eval_examples_per_client,
       decode_examples=config.decode_examples,
-      num_beams=config.num_beams,
+      num_beams=config.num_beams or 1,
     )
 
   def held_out_ranks(self, ranks: np.ndarray) -> dict[str, int]:
@@ -266,7 +266,7 @@ class Experiment:
         kind=self.data.kind,
         sequence_length=config.sequence_length,
         max_target_tokens=config.max_target_tokens,
-        truncate_source=config.truncate_source,
+        truncate_source=config.truncate_source or 'end',
         labels=self.data.labels,
       )
     except ValueError as error:

@@ -229,7 +229,9 @@ def perplexity_distribution(losses: ClientLosses) -> dict[str, Any]:
   """
   spread = distribution(np.minimum(losses.losses, _LARGEST_LOSS), high_is_worse=True)
   return {
-    name: value if name == 'clients' or value is None else np.exp(np.minimum(value, _LARGEST_LOSS)).tolist()
+    name: value
+    if name == 'clients' or value is None
+    else np.exp(np.minimum(value, _LARGEST_LOSS)).tolist()
     for name, value in spread.items()
   }
 

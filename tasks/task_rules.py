@@ -8,6 +8,10 @@ from tasks.options import AllBut, Limit, Rule
 
 _PRIVATE = AllBut('none')
 _LABELLED = {'task': ('text_classification',)}
+_RUNNING_TEXT = (
+  {'task': ('stackoverflow',)},
+  {'task': ('text_jsonl',), 'text_field': AllBut(None)},
+)
 _OWN_HEAD = Limit(
   tuple(name for name in methods.METHODS if name not in ('full', 'stacking', 'fedex')),
   'trains a head as one more adapter, which has no place in a base model',
@@ -46,8 +50,12 @@ RULES = (
        {**_LABELLED, 'privacy': _PRIVATE}),
   Rule('public_eval_clients', Limit((False,), 'holds out later text of clients that train'),
        {'task': _SHARES_CLIENTS, 'privacy': _PRIVATE}),
-  Rule('num_beams', Limit((None,), 'writes no text'), _LABELLED),
-  Rule('max_target_tokens', Limit((None,), 'writes no text'), _LABELLED),
+  *(
+    Rule(key, Limit((None,), 'has no targets to write'), when)
+    for key in ('max_target_tokens', 'num_beams')
+    for when in (_LABELLED, *_RUNNING_TEXT)
+  ),
+  *(Rule('truncate_source', Limit((None,), 'has no sources'), when) for when in _RUNNING_TEXT),
   Rule('personalization_clients', Limit((0,), 'has no adapters'), {'method': ('full',)}),
   Rule('personalization_clients',
        Limit((0,), 'keeps what single held-out clients gain secret', 'add --public-eval-clients'),

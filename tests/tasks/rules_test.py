@@ -61,6 +61,7 @@ _TASK_CHOICES = {
   'labels': (None, ('yes', 'no')),
   'skip_bad_records': (None, True),
   'personalization_clients': (None, 3),
+  'num_beams': (None, 2),
 }
 
 
