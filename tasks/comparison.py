@@ -15,7 +15,10 @@ from tasks.options import option
 
 # What decides which text is measured, and how much of it: figures of other text say nothing here.
 _SAME_KEYS = (
-  'task', 'eval_split', 'eval_examples_per_client', 'decode_examples', 'sequence_length',
+  'task', 'data_dir', 'client_field', 'text_field', 'source_field', 'target_field', 'label_field',
+  'labels', 'min_examples', 'max_examples', 'skip_bad_records', 'eval_split', 'eval_clients',
+  'eval_examples_per_client', 'decode_examples', 'num_beams', 'sequence_length',
+  'max_target_tokens', 'truncate_source',
 )  # fmt: skip
 _LABEL_CHARACTERS = 28
 _MEASURES: Mapping[str, Callable[[FinishedRun], float | None]] = collections.OrderedDict(

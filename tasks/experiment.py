@@ -243,7 +243,10 @@ class Experiment:
   def _drawn_held_out(self) -> dict[str, Sequence[federated_text.Example]]:
     config, clients = self.config, self.data.split(self.config.eval_split)
     if not clients:
-      raise UserError(f'--eval-split {config.eval_split}: {config.task} has no such clients.')
+      raise UserError(
+        f'--eval-split {config.eval_split}: {config.task} has no such clients; it takes three or '
+        'more to hold some out.'
+      )
     names = sorted(clients)
     # In an order of chance: where only the first ones are decoded, they are like all.
     order = np.random.default_rng([config.seed, _HELD_OUT]).permutation(len(names))
@@ -321,6 +324,9 @@ def load_data(
     )
   if private:
     return dataclasses.replace(data, left_out=())
+  if data.shares_clients:
+    note = 'Held-out text is what clients that train wrote later, but for --eval-split validation.'
+    data = dataclasses.replace(data, left_out=(*data.left_out, note))
   for sentence in data.left_out:
     say(sentence)
   return data

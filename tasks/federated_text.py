@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,8 @@ class FederatedText:
     kind: what is learned of an example.
     labels: of `Kind.LABEL`, all there are; a label's place is its number.
     shares_clients: whether held-out text may be of clients that train: what they wrote later.
-    left_out: sentences about records and clients that were left out, and why.
+    left_out: sentences about records and clients that were left out, and what else to know of the
+      data.
 
   Raises:
     ValueError: if a client is in two splits, a client has no example, nobody trains, or a label is
@@ -125,9 +127,9 @@ def split_clients(names: Sequence[str], seed: int) -> tuple[list[str], list[str]
   """
   if len(names) < len(_SPLITS):
     return sorted(names), [], []
-  placed = sorted((_place(name, seed), name) for name in names)
-  order = [name for _, name in placed]
-  first, second = (bisect.bisect(placed, (n * _HELD_OUT_SHARE,)) for n in (1, 2))
+  place = functools.partial(_place, seed=seed)
+  order = sorted(sorted(names), key=place)
+  first, second = (bisect.bisect_left(order, n * _HELD_OUT_SHARE, key=place) for n in (1, 2))
   first = min(max(first, 1), len(order) - 2)
   second = min(max(second, first + 1), len(order) - 1)
   return order[second:], order[:first], order[first:second]

@@ -86,7 +86,7 @@ class Packer:
     if self._room < 1:
       raise ValueError(
         f'{sequence_length} tokens are too few for a source and the {after} tokens after it; use '
-        f'{after + len(tokenizer.start_ids) + 1} or more.'
+        f'{after + len(tokenizer.start_ids) + 1} or more, or less room for targets.'
       )
     if kind is Kind.PAIR and self._max_target_tokens < 2:
       raise ValueError(

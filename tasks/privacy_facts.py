@@ -30,6 +30,7 @@ _WITHHELD = {
   'client_flops': 'it depends on who was drawn and on their data.',
   'deviation_from_exact': 'it is computed from what single clients learned.',
   'input_seconds': 'it depends on who was drawn and on their data.',
+  'eval_client_perplexity_worst_decile': 'among few clients it is that of one.',
 }
 _EVALUATED = (
   'eval_loss', 'eval_perplexity', 'eval_rouge_1', 'eval_rouge_2', 'eval_rouge_l', 'eval_accuracy',
@@ -204,6 +205,8 @@ def _unit(config: RunConfig) -> str:
       ' What others wrote to a client is in its examples and counts as its own: the figures do not'
       ' protect the others there.'
     )
+  if config.client_field:
+    about += f' A client is a value of {", ".join(config.client_field)}.'
   return (
     'One client with all of its examples, in all rounds.'
     f'{about} A person who is k clients has k times the epsilon, at a larger delta.'

@@ -208,9 +208,11 @@ class _Run:
     self._progress.say_busy('writing the model')
     names = artifacts.save(directory.root, experiment, self._parameters(state))
     if names == artifacts.OWN_NAMES:
+      what = f'{experiment.base.backbone.class_name} or one of the targets'
+      if experiment.data.labels:
+        what = 'the classifier'
       self._progress.say(
-        f'adapter/ keeps our own module names: {experiment.base.backbone.class_name} or one of the '
-        'targets has no known counterpart in Hugging Face.'
+        f'adapter/ keeps our own module names: {what} has no known counterpart in Hugging Face.'
       )
     base, final = (
       directory.read_json(self._guard.evaluations + _BASE),

@@ -16,7 +16,7 @@ _EXCERPT_CHARACTERS = 600
 
 _CAPTIONS = {
   'loss': (
-    'Mean loss per target token: of the clients that trained in a round, and of the held-out'
+    'Mean loss per target token (per text, where texts have labels): of the clients that trained in a round, and of the held-out'
     ' clients where it was measured.'
   ),
   'perplexity': 'Perplexity on held-out clients; the dashed line is the untuned base model.',

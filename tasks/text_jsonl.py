@@ -81,7 +81,9 @@ def _record(
   match client, source, target, key:
     case str(), str(), str(), str() | None:
       return Record(client, Example(source, target), key=key, where=where)
-  return next(part for part in (client, source, target, key) if isinstance(part, BadRecord))
+  bad = next(part for part in (client, source, target, key) if isinstance(part, BadRecord))
+  # One record may lack a field; where all do, the option is wrong.
+  return bad._replace(mend='name another field, mend it') if 'no field' in bad.problem else bad
 
 
 def _label(config: RunConfig, value: Mapping[str, Any], where: str) -> str | BadRecord:

@@ -35,7 +35,7 @@ _TREE = {**_PRIVATE, 'privacy': 'tree', 'min_separation': 3}
 _EMPTY_IN_PRIVATE = (
   'train_loss', 'upload_bytes', 'download_bytes', 'round_seconds', 'cohort_clients',
   'pruned_clients', 'non_finite_clients', 'mean_rank', 'trained_parameters', 'client_flops',
-  'deviation_from_exact',
+  'deviation_from_exact', 'input_seconds', 'eval_client_perplexity_worst_decile',
 )  # fmt: skip
 # What no training of the tiny task gives: a mean loss of 23765.5.
 _LOSS, _COUNT = 6083968.0, 256.0
