@@ -10,8 +10,8 @@ IRC is the irc-disentanglement corpus (Kummerfeld et al., ACL 2019) as JSON line
 text, in the order of the channel; Shakespeare has a speech a line, with play, act, scene, speaker
 and text. Without the turns before, both are read by `--task text_jsonl`, too.
 
-Clients talk to each other, so what a held-out one says is in the sources of some that train: no loss is
-taken on it there, but it was read. What one says in answer is what is measured.
+Clients talk to each other, so what a held-out one says is in the sources of some that train: no
+loss is taken on it there, but it was read. What one says in answer is what is measured.
 """
 
 import collections

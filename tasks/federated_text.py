@@ -112,7 +112,7 @@ def sizes(clients: Mapping[str, Sequence[Example]]) -> Mapping[str, int]:
 
 
 def split_clients(names: Sequence[str], seed: int) -> tuple[list[str], list[str], list[str]]:
-  """Divides clients into those that train, about 80 %, and those for validation and test, 10 % each.
+  """Divides clients into about 80 % that train and 10 % each for validation and test.
 
   Each client's place follows from its own name and the seed: one more or less moves no other, as
   differential privacy by add-or-remove-one supposes.

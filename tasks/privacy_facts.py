@@ -230,8 +230,8 @@ def _released(
     released.append(f'{_MEANS}, and plots of them.')
   if config.public_eval_clients:
     released.append(
-      'Held-out clients one by one: their distribution, ranks and what adapters of their own gain, in'
-      ' metrics.csv, summary.json, report.html and plots.'
+      'Held-out clients one by one: their distribution, ranks and what adapters of their own gain,'
+      ' in metrics.csv, summary.json, report.html and plots.'
     )
   return released + [f'{name}: texts or results of single held-out clients.' for name in single]
 

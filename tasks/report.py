@@ -16,8 +16,8 @@ _EXCERPT_CHARACTERS = 600
 
 _CAPTIONS = {
   'loss': (
-    'Mean loss per target token (per text, where texts have labels): of the clients that trained in a round, and of the held-out'
-    ' clients where it was measured.'
+    'Mean loss per target token (per text, where texts have labels): of the clients that trained in'
+    ' a round, and of the held-out clients where it was measured.'
   ),
   'perplexity': 'Perplexity on held-out clients; the dashed line is the untuned base model.',
   'ranks': 'How many devices have which rank after each round; a server would not see this.',

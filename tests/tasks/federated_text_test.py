@@ -48,7 +48,9 @@ def test_split_is_by_name_and_seed_alone():
   names = [f'client {number}' for number in range(2000)]
   parts = federated_text.split_clients(names, 7)
   assert sorted(name for part in parts for name in part) == sorted(names)
-  assert all(abs(len(part) / 2000 - share) < 0.02 for part, share in zip(parts, (0.8, 0.1, 0.1)))
+  assert all(
+    abs(len(part) / 2000 - share) < 0.02 for part, share in zip(parts, (0.8, 0.1, 0.1), strict=True)
+  )
   again = federated_text.split_clients([*reversed(names), 'one more'], 7)
   assert [set(part) - {'one more'} for part in again] == [set(part) for part in parts]
   other = federated_text.split_clients(names, 8)
