@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time that a round's input takes: text to rows, rows to batches, batches to the clients.
 
-The embedded model on real clients, with the defaults of `hetlora run`; every round has clients that
+The embedded model on real clients, with the defaults of `hetlora train`; every round has clients that
 were not drawn before, whose text is read and encoded for the first time. A computation that only
 counts the batches that it is given stands for handing them over to TFF's runtime, and bounds it.
 
@@ -36,8 +36,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--rounds', type=int, default=5, help='measured rounds')
   parser.add_argument('--clients', type=int, default=10, help='clients of a round')
-  parser.add_argument('--task', default='docstring_summarization', help='as of `hetlora run`')
-  parser.add_argument('--data-dir', help='as of `hetlora run`')
+  parser.add_argument('--task', default='docstring_summarization', help='as of `hetlora train`')
+  parser.add_argument('--data-dir', help='as of `hetlora train`')
   arguments = parser.parse_args()
   logging.set_verbosity(logging.ERROR)
   given = {} if arguments.data_dir is None else {'data_dir': arguments.data_dir}
