@@ -227,8 +227,9 @@ def test_a_clip_holds_for_the_joint_norm():
   spec = SecureSumSpec(16, 3, l2_clip_norm=CLIP, coordinates=ENTRIES, rounding=Rounding.CONDITIONAL)
   process = build_secure_aggregator(spec).create(VALUE)
   for values in ([_value(9, -9, 9)], [_value(0, 0, 5), _value(0, 0, 1e30)]):
-    norm = np.linalg.norm(_sum(process, values))
-    assert abs(norm - len(values) * CLIP) <= len(values) * (spec.rounded_clip - CLIP)
+    excess = np.linalg.norm(_sum(process, values)) / len(values) - CLIP
+    # Rounding is random: below the clip by some half steps, above it no further than the bound.
+    assert -10 * spec.step < excess <= spec.rounded_clip - CLIP
 
 
 @pytest.mark.parametrize(
