@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 import keras_nlp
 import tensorflow as tf
 
-from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
+from hetlora_tff.adapters.backbone import (
+  BackboneError,
+  FrozenBackbone,
+  keras_classes_restored,
+)
 from hetlora_tff.adapters.classification import ENCODERS, is_causal
 from tasks import base_model, harvest, text
 from tasks.errors import UserError
@@ -114,7 +118,7 @@ def _check(model: BaseModel, encoder_allowed: bool) -> None:
       'they do not belong together.'
     )
   try:
-    with tf.Graph().as_default():
+    with keras_classes_restored(), tf.Graph().as_default():
       model.backbone.build()
   except BackboneError:
     raise
