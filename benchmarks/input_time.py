@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time that a round's input takes: text to rows, rows to batches, batches to the clients.
 
-The embedded model on real clients, with the defaults of `hetlora train`; every round has clients that
-were not drawn before, whose text is read and encoded for the first time. A computation that only
-counts the batches that it is given stands for handing them over to TFF's runtime, and bounds it.
+The embedded model on real clients, with the defaults of `hetlora train`; every round has clients
+that were not drawn before, whose text is read and encoded for the first time. A computation that
+only counts the batches that it is given stands for handing them over to TFF's runtime, and bounds
+it.
 
     python -m benchmarks.input_time [--rounds 5] [--clients 10]
     python -m benchmarks.input_time --task benchmarks.real_text:IRC --data-dir DIRECTORY
