@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks import records, stored_text
@@ -17,6 +17,9 @@ from tasks.federated_text import Example, FederatedText, Kind
 from tasks.records import BadRecord, Record
 from tasks.task import Request
 
+# Source and target of a line, or what is wrong with them.
+_Parts = tuple[str | BadRecord, str | BadRecord]
+_Read = Callable[[RunConfig, records.Line], _Parts]
 _PATTERNS = ('*.jsonl', '*.jsonl.gz', '*.json', '*.json.gz')
 
 
@@ -28,7 +31,7 @@ def load_text_jsonl(request: Request) -> FederatedText:
   """
   files = records.data_files(request.config, _PATTERNS)
   kind = Kind.TEXT if request.config.text_field else Kind.PAIR
-  entries = functools.partial(_texts, request.config, files)
+  entries = functools.partial(_entries, request.config, files, _text)
   return stored_text.load(request, 'text_jsonl', entries, files, kind=kind)
 
 
@@ -39,36 +42,28 @@ def load_text_classification(request: Request) -> FederatedText:
     tasks.errors.UserError: naming the option, or file and line.
   """
   files = records.data_files(request.config, _PATTERNS)
-  entries = functools.partial(_labelled, request.config, files)
+  entries = functools.partial(_entries, request.config, files, _labelled)
   return stored_text.load(request, 'text_classification', entries, files, kind=Kind.LABEL)
 
 
-def _texts(config: RunConfig, files: Sequence[pathlib.Path]) -> Iterator[Record | BadRecord]:
-  for line in _lines(files):
-    if isinstance(line, BadRecord):
-      yield line
-      continue
-    where, value = line
-    if config.text_field:
-      source, target = '', records.field(value, config.text_field, where)
-    else:
-      source = records.field(value, config.source_field, where)
-      target = records.field(value, config.target_field, where)
-    yield _record(config, line, source, target)
+def _entries(
+  config: RunConfig, files: Sequence[pathlib.Path], read: _Read
+) -> Iterator[Record | BadRecord]:
+  for line in itertools.chain.from_iterable(map(records.json_lines, files)):
+    yield line if isinstance(line, BadRecord) else _record(config, line, *read(config, line))
 
 
-def _labelled(config: RunConfig, files: Sequence[pathlib.Path]) -> Iterator[Record | BadRecord]:
-  for line in _lines(files):
-    if isinstance(line, BadRecord):
-      yield line
-      continue
-    where, value = line
-    source = records.field(value, config.text_field, where)
-    yield _record(config, line, source, _label(config, value, where))
+def _text(config: RunConfig, line: records.Line) -> _Parts:
+  where, value = line
+  if config.text_field:
+    return '', records.field(value, config.text_field, where)
+  source = records.field(value, config.source_field, where)
+  return source, records.field(value, config.target_field, where)
 
 
-def _lines(files: Sequence[pathlib.Path]) -> Iterator[records.Line | BadRecord]:
-  return itertools.chain.from_iterable(map(records.json_lines, files))
+def _labelled(config: RunConfig, line: records.Line) -> _Parts:
+  where, value = line
+  return records.field(value, config.text_field, where), _label(config, value, where)
 
 
 def _record(
