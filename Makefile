@@ -7,6 +7,7 @@
 BIN := .venv/bin
 DEMO_DIR ?= runs/demo-$$(date +%Y%m%d-%H%M%S)
 PYTEST_ARGS ?=
+BAZEL_ARGS ?=
 # Two at a time: a test process holds TensorFlow and a TFF worker, about 2 GB.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 LOCK_ARGS ?=
@@ -39,6 +40,10 @@ test-slow: setup ## run the slow tests alone
 .PHONY: test-all
 test-all: setup ## run all tests
 	$(PYTEST) $(PYTEST_ARGS)
+
+.PHONY: bazel
+bazel: setup ## run the quick tests under Debian's Bazel, without a network
+	@sh tools/bazel.sh $(BAZEL_ARGS)
 
 .PHONY: lint
 lint: setup ## check formatting, lint, types and BUILD files

@@ -13,6 +13,8 @@ from hetlora_tff.clients.messages import Padding
 from hetlora_tff.clients.ranks import data_size_ranks, tier_ranks, truncated_power_law_ranks
 from hetlora_tff.clients.training import LocalTraining
 from hetlora_tff.clients.weights import ClientWeighting
+from hetlora_tff.deployment import load_daf, save_daf
+from hetlora_tff.deployment_manifest import DeploymentError
 from hetlora_tff.evaluation import build_hetlora_eval_process
 from hetlora_tff.full_fine_tuning import build_full_process
 from hetlora_tff.message_sizes import MessageSizes
@@ -26,6 +28,7 @@ __all__ = [
   'ClassificationModel',
   'ClientWeighting',
   'CorrectedFactors',
+  'DeploymentError',
   'FrozenBackbone',
   'FullModel',
   'HetLoraOutput',
@@ -41,6 +44,8 @@ __all__ = [
   'build_hetlora_personalization_eval',
   'build_hetlora_process',
   'data_size_ranks',
+  'load_daf',
+  'save_daf',
   'tier_ranks',
   'truncated_power_law_ranks',
   'with_ranks',

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from privacy.noise import DeviceSeeds, FreshSeeds, skellam, split_seed
+from privacy.noise import FreshSeeds, skellam, split_seed
 from privacy.quantization import decode, encode, wrap
 from privacy.secure_aggregators import modular_sum_process
 from privacy.secure_sum import SecureSumSpec
@@ -69,11 +69,11 @@ class SkellamSumFactory(tff.aggregators.UnweightedAggregationFactory):
     """
     like = tff.types.type_to_tf_tensor_specs(value_type)
     _check_coordinates(like, self._grid)
-    rounding, noise = FreshSeeds(), DeviceSeeds()
+    seeds = FreshSeeds()
 
     def to_residues(value):
-      encoded = encode(value, self._grid, rounding)
-      noised = add_skellam(encoded, self._variance, noise.next(noise.initialize())[0])
+      encoded = encode(value, self._grid, seeds)
+      noised = add_skellam(encoded, self._variance, seeds.next(())[0])
       return wrap(noised, self._grid), tf.constant(1, tf.int64)
 
     def to_output(sums):

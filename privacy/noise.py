@@ -1,21 +1,18 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian and Skellam noise that nobody can draw again who does not hold the key.
+"""Gaussian and Skellam noise that nobody can draw again.
 
 The noise of `tf.random.normal` comes from a process-wide generator that TensorFlow seeds with 32
 bits, and that of TFP's trees from the clock or a constant: both can be found by trying all seeds,
-and then subtracted. Here every seed is a key XOR a nonce. The key is 128 bits of the operating
-system, drawn when the generator is made, and lies as a constant in the graph: a serialised
-computation is as secret as its noise. The nonce is new at every draw of a seed, so that the same
-graph never yields the same noise twice.
+and then subtracted. Here every seed is 122 bits of the operating system, read when it is drawn:
+the server's, and that of a client, whose noise is to hide it from the server. A graph holds no
+secret, so that whoever has a serialised computation knows nothing of its noise, and never yields
+the same noise twice.
 
 TensorFlow's Gaussians never exceed 5.68 standard deviations (its uniform numbers end at 1e-7, and
 Box and Muller's formula takes their logarithm). Noise beyond that minus the clip would tell that a
 client is there, at a noise multiplier of 1 with probability 1e-6 in every round: so each number is
 the sum of four, which reaches twice as far, where that is less than 1e-20.
-
-A client's own noise is to hide it from the server, which has the graph and with it the key; and
-TensorFlow seeds the nonces with 32 bits. Its seeds are the operating system's alone: `DeviceSeeds`.
 
 What is left: the generator is Philox, which is not cryptographically secure, and the numbers of
 Gaussian noise are floats, whose gaps can be told from those of an ideal Gaussian
@@ -23,15 +20,12 @@ Gaussian noise are floats, whose gaps can be told from those of an ideal Gaussia
 """
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_privacy as tfp
 
-_SEED_BYTES = 16
 _DRAWS = 4
 # A line of 122 random bits from the kernel, another at every reading.
 _KERNEL_RANDOMNESS = '/proc/sys/kernel/random/uuid'
@@ -50,26 +44,10 @@ class Seeds(Protocol):
 
 
 class FreshSeeds:
-  """Seeds that no state determines: a round that is run again gets other noise."""
-
-  def __init__(self):
-    """Draws the key."""
-    self._draw = _secret_seed()
-
-  def initialize(self) -> tuple[()]:
-    """Nothing to remember."""
-    return ()
-
-  def next(self, state: tuple[()]) -> tuple[tf.Tensor, tuple[()]]:
-    """A seed of its own at every call."""
-    return self._draw(), state
-
-
-class DeviceSeeds:
-  """Seeds for noise that a client adds: secret from all others, also from those with the graph.
+  """Seeds that no state and no graph determines: a round that is run again gets other noise.
 
   They come from the operating system when they are drawn, through the one file that a graph can
-  read them from; on Linux and Android. Elsewhere the client's computation fails.
+  read them from; on Linux and Android. Elsewhere the computation fails.
   """
 
   def initialize(self) -> tuple[()]:
@@ -97,13 +75,13 @@ class SeedChain:
       insecure_seed: where the chain starts; None for a secret seed, another at every
         `initialize`.
     """
-    self._first = _secret_seed()
-    if insecure_seed is not None:
-      self._first = lambda: tf.constant(insecure_seed, tf.int64)
+    self._insecure_seed = insecure_seed
 
   def initialize(self) -> tf.Tensor:
     """The first seed."""
-    return self._first()
+    if self._insecure_seed is not None:
+      return tf.constant(self._insecure_seed, tf.int64)
+    return FreshSeeds().next(())[0]
 
   def next(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Splits the state in two."""
@@ -169,14 +147,3 @@ def skellam(shape: Sequence[int], variance: float, seed: tf.Tensor) -> tf.Tensor
 def split_seed(seed: tf.Tensor, num: int) -> tf.Tensor:
   """So many seeds from one, int64 `[num, 2]`."""
   return tf.random.experimental.stateless_split(seed, num, alg='philox')
-
-
-def _secret_seed() -> Callable[[], tf.Tensor]:
-  """A function that adds to the graph a seed which is secret and never the same."""
-  key = np.frombuffer(os.urandom(_SEED_BYTES), np.int64)
-
-  def draw() -> tf.Tensor:
-    nonce = tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int64)
-    return tf.bitwise.bitwise_xor(tf.constant(key), nonce)
-
-  return draw

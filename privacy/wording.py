@@ -27,10 +27,10 @@ AGAINST = (
   ' its operators and its memory.'
 )
 _NUMERICS = (
-  'The noise is drawn in 32-bit floating point by a counter-based generator (Philox). Its key of'
-  ' 128 bits comes from the operating system and is stored nowhere outside the secret files of the'
-  ' run. The accounting assumes exact real numbers and ideal randomness: Philox is no'
-  ' cryptographic generator, floating-point Gaussian noise has known attacks (Jin et al.,'
+  'The noise is drawn in 32-bit floating point by a counter-based generator (Philox). Its keys of'
+  ' 122 bits come from the operating system as they are drawn and are stored nowhere outside the'
+  ' secret files of the run. The accounting assumes exact real numbers and ideal randomness: Philox'
+  ' is no cryptographic generator, floating-point Gaussian noise has known attacks (Jin et al.,'
   ' arXiv:2112.05307), and the rounding of a clipped update can exceed the clip norm by a relative'
   ' error of the order of 1e-7. None of this is in the figures.'
 )

@@ -23,11 +23,11 @@ from hetlora_tff.adapters.factors import CorrectedFactors
 from hetlora_tff.adapters.model import Adapters
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator, Parameters
-from tasks.experiment import Experiment
+from tasks.experiment import LABELS, Experiment
 from tasks.files import replace_file
 from tasks.merged_model import load_merged_model, residual_changes, save_merged_model
 
-ADAPTER, MODEL, LABELS = 'adapter', 'model', 'labels.json'
+ADAPTER, MODEL = 'adapter', 'model'
 OWN_NAMES = peft.OWN_NAMES
 
 
@@ -77,9 +77,11 @@ def save(root: pathlib.Path, experiment: Experiment, parameters: Mapping[str, An
 
 
 def untuned(experiment: Experiment) -> tuple[Evaluator, Parameters]:
-  """What evaluates the base model of a run, and what to give it."""
+  """What evaluates the model that a run began with, and what to give it."""
   if experiment.lora_config is None:
     return experiment.evaluator(), experiment.base.backbone.weights()
+  if experiment.initial_adapters is not None:
+    return experiment.evaluator(), experiment.initial_adapters
   zeros: Adapters = collections.OrderedDict()
   for path, shape in experiment.shapes.items():
     zeros[path] = hetlora_tff.LoraFactors(_zeros(1, shape.d_in), _zeros(shape.d_out, 1))

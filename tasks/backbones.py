@@ -46,12 +46,6 @@ class BaseModel(NamedTuple):
   tokenizer: text.Tokenizer
 
 
-def cache_directory() -> pathlib.Path:
-  """Where converted backbones and harvested data are: `$HETLORA_CACHE`, or the user's cache."""
-  default = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(os.environ.get('HETLORA_CACHE') or pathlib.Path(default) / 'hetlora_tff')
-
-
 def load_base_model(name: str, cache: pathlib.Path, *, encoder_allowed: bool = False) -> BaseModel:
   """Loads a base model, converting it into a backbone directory the first time.
 

@@ -24,6 +24,8 @@ from tasks.built_in import DATA_KEYS
 from tasks.config import TYPES, RunConfig, default, from_text
 from tasks.config_files import resolve, resolve_resumed
 from tasks.errors import UserError
+from tasks.export import Format
+from tasks.export import export as export_run
 from tasks.options import as_flag, option
 from tasks.program_loader import import_program
 from tasks.rank_file import read_rank_file
@@ -137,19 +139,51 @@ def train(
   resume: Annotated[
     bool, typer.Option('--resume', help='Go on with the run in --output-dir.')
   ] = False,
+  workers: Annotated[
+    str | None,
+    typer.Option(
+      help='Train clients on these `hetlora worker`s: HOST:PORT,...', show_default=False
+    ),
+  ] = None,
+  token_file: Annotated[
+    pathlib.Path | None, typer.Option(help='File with the token of the workers.')
+  ] = None,
+  tensorboard: Annotated[
+    bool, typer.Option('--tensorboard', help='Write tensorboard/ in the run, too.')
+  ] = False,
+  quiet: Annotated[
+    bool, typer.Option('--quiet', '-q', help='Say nothing but errors and the result.')
+  ] = False,
+  verbose: Annotated[bool, typer.Option('--verbose', '-v', help='Say every event.')] = False,
   **flags: Any,
 ) -> None:
   """Fine-tune a model on a federated task and write adapters, metrics and a report.
 
   Defaults are those of --method hetlora; another method has its own where it needs them.
   """
+  if quiet and verbose:
+    raise UserError('--quiet and --verbose exclude each other.')
+  if token_file and not workers:
+    raise UserError('--token-file: there are no --workers to send it to.')
   given = _given(flags)
   resolved = resolve_resumed(output_dir, config, given) if resume else resolve(config, given)
   registry.find_task(resolved.task)
   if resolved.rank_file:
     read_rank_file(pathlib.Path(resolved.rank_file), resolved.max_rank)
   program = import_program()
-  summary = program.train(resolved, output_dir, resume=resume, command=['hetlora', *sys.argv[1:]])
+  from tasks import remote_worker
+  from tasks.console import Verbosity
+
+  summary = program.train(
+    resolved,
+    output_dir,
+    resume=resume,
+    command=['hetlora', *sys.argv[1:]],
+    workers=[address.strip() for address in workers.split(',')] if workers else [],
+    token=remote_worker.read_token(token_file) if token_file else None,
+    verbosity=Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL,
+    tensorboard=tensorboard,
+  )
   _print_summary(summary)
   print(f'Report: {output_dir / "report.html"}')
 
@@ -173,6 +207,27 @@ def report(
   written = privacy_report.write_privacy_report(directory)
   print(f'{written.headline}.', *written.claim.reasons)
   print(f'Privacy report: {directory / "privacy_report.html"}')
+
+
+@app.command()
+def export(
+  directory: Annotated[pathlib.Path, typer.Argument(help='Directory of a finished run.')],
+  *,
+  form: Annotated[
+    Format,
+    typer.Option(
+      '--format',
+      help='peft: adapter for Hugging Face PEFT; savedmodel, keras, preset, tflite: the merged '
+      'model; daf: the learning process, compiled for a production pipeline.',
+    ),
+  ],
+  output_dir: Annotated[pathlib.Path, typer.Option(help='Directory to write; new or empty.')],
+  backbone: Annotated[
+    str | None, typer.Option(help='Where the backbone of the run is now, if it has moved.')
+  ] = None,
+) -> None:
+  """Write what a run has made in the form that others load; see docs/production.md."""
+  print(export_run(directory, form, output_dir, _say, backbone=backbone))
 
 
 @app.command()
@@ -223,15 +278,55 @@ def tasks(
   console.print(table)
 
 
+@app.command()
+def worker(
+  *,
+  host: Annotated[
+    str, typer.Option(help='Address to listen on; any but loopback: on a private network only.')
+  ] = '127.0.0.1',
+  port: Annotated[int, typer.Option(help='0 takes a free one.', min=0, max=65535)] = 8000,
+  max_concurrent_clients: Annotated[
+    int | None, typer.Option(help='Clients that train at a time; one per core by default.')
+  ] = None,
+  token_file: Annotated[
+    pathlib.Path | None,
+    typer.Option(help='File with what drivers must send; it is sent unencrypted.'),
+  ] = None,
+  log_file: Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Where the runtime's own output goes, which may quote clients."),
+  ] = None,
+) -> None:
+  """Let `hetlora train --workers` on other machines train clients on this one."""
+  import_program()
+  from tasks import worker_server
+
+  worker_server.serve(host, port, max_concurrent_clients, token_file, log_file)
+
+
+@app.command()
+def doctor(
+  *,
+  as_json: Annotated[
+    bool, typer.Option('--json', help='One JSON object instead of lines.')
+  ] = False,
+) -> None:
+  """Check this machine: versions, processor, disk, a worker, and workers left behind."""
+  from tasks import doctor as checks
+
+  sys.exit(checks.run(as_json=as_json))
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr)
+
+
 def _print_clients(config: RunConfig) -> None:
   registry.find_task(config.task)
   import_program()
-  from tasks import backbones, experiment, federated_text
+  from tasks import cache, experiment, federated_text
 
-  def say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-  data = experiment.load_data(config, backbones.cache_directory(), say)
+  data = experiment.load_data(config, cache.cache_directory(), _say)
   writer = csv.writer(sys.stdout, lineterminator='\n')
   writer.writerow(['client', 'split', 'examples'])
   for split in ('train', 'validation', 'test'):

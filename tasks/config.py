@@ -145,6 +145,11 @@ class RunConfig:
   distribution: str = _open(
     'broadcast', 'How adapters are sent: broadcast or select.', values.one_of('broadcast', 'select')
   )
+  initial_adapter: str = _open(
+    None,
+    'PEFT adapter to begin with, a directory; left open, a Gaussian and zeros.',
+    lambda value: None if value else 'must name a directory',
+  )
   local_steps: int = _key(5, 'Local steps of a client in a round.', values.at_least(1))
   batch_size: int = _key(8, 'Examples per local step.', values.at_least(1))
   client_optimizer: str = _key('adam', 'adam or sgd.', values.one_of('adam', 'sgd'))

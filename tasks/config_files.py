@@ -14,7 +14,7 @@ from tasks.errors import UserError
 from tasks.files import read_json
 from tasks.options import option
 
-_PATHS = ('rank_file', 'data_dir')
+_PATHS = ('rank_file', 'data_dir', 'initial_adapter')
 
 
 def from_json(path: pathlib.Path) -> RunConfig:
@@ -84,6 +84,8 @@ def resolve_resumed(
 def _with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
   """The same files from wherever the run is resumed or evaluated."""
   paths = {key: os.path.abspath(given[key]) for key in _PATHS if given.get(key)}
+  if os.path.exists(given.get('backbone') or ''):  # Else it is a name.
+    paths['backbone'] = os.path.abspath(given['backbone'])
   file, _, name = str(given.get('task', '')).rpartition(':')
   if file.endswith('.py'):
     paths['task'] = f'{os.path.abspath(file)}:{name}'

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run shows while it works: a progress bar on a terminal, lines elsewhere."""
 
+import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,20 @@ import rich.progress
 from tasks import plots
 
 
+class Verbosity(enum.Enum):
+  """How much a run says."""
+
+  QUIET = 'errors and the result'
+  NORMAL = 'what it does and what comes of it'
+  VERBOSE = 'every event'
+
+
 class Progress:
   """Progress of a run on stderr; a context manager."""
 
-  def __init__(self):
-    """Shows nothing before entry."""
-    self._console = rich.console.Console(stderr=True)
+  def __init__(self, *, quiet: bool = False):
+    """Shows nothing before entry, and nothing at all with `quiet`."""
+    self._console = rich.console.Console(stderr=True, quiet=quiet)
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn('{task.description}'),
       rich.progress.BarColumn(bar_width=24),
@@ -25,7 +34,7 @@ class Progress:
       rich.progress.TimeRemainingColumn(),
       rich.progress.TextColumn('{task.fields[status]}'),
       console=self._console,
-      disable=not self._console.is_terminal,
+      disable=quiet or not self._console.is_terminal,
     )
     self._task: rich.progress.TaskID | None = None
 
@@ -55,11 +64,12 @@ class Progress:
     self, number: int, row: Mapping[str, Any], ranks: np.ndarray | None = None
   ) -> None:
     """Loss, cohort and ranks of a finished round; of a private one only that it is done."""
-    status = self._round_status(row, ranks) if row else 'noised'
+    measured = 'train_loss' in row  # Nobody asks the clients of a private run.
+    status = self._round_status(row, ranks) if measured else 'noised'
     if self._console.is_terminal and self._task is not None:
       self._bar.update(self._task, completed=number, status=status)
     else:
-      seconds = f' | {row["round_seconds"]:.1f} s' if row else ''
+      seconds = f' | {row["round_seconds"]:.1f} s' if measured else ''
       self.say(f'round {number}: {status}{seconds}')
 
   def _round_status(self, row: Mapping[str, Any], ranks: np.ndarray | None) -> str:
@@ -74,11 +84,11 @@ class Progress:
       status += f' | {count} {name}' if count else ''
     return status
 
-  def show_evaluation(self, number: int, evaluation: Mapping[str, Any]) -> None:
+  def show_evaluation(self, number: int, row: Mapping[str, Any]) -> None:
     """The held-out result of a round."""
     name = f'round {number}' if number else 'untuned base'
-    line = f'{name}: held-out perplexity {plots.format_perplexity(evaluation["perplexity"])}'
-    for name, title in (('rouge_l', 'RougeL'), ('accuracy', 'accuracy')):
-      if name in evaluation:
-        line += f', {title} {evaluation[name]:.3f}'
+    line = f'{name}: held-out perplexity {plots.format_perplexity(row["eval_perplexity"])}'
+    for name, title in (('eval_rouge_l', 'RougeL'), ('eval_accuracy', 'accuracy')):
+      if name in row:
+        line += f', {title} {row[name]:.3f}'
     self.say(line)

@@ -16,7 +16,10 @@ import tensorflow as tf
 
 import hetlora_tff
 from hetlora_tff.adapters import factors as lora
+from hetlora_tff.adapters import peft
+from hetlora_tff.adapters.initial_adapters import initial_adapters
 from hetlora_tff.adapters.layout import AdapterLayout
+from hetlora_tff.adapters.model import Adapters
 from hetlora_tff.clients.data import pack_client_data
 from hetlora_tff.message_sizes import MessageSizes
 from tasks import (
@@ -28,15 +31,19 @@ from tasks import (
   participation,
   registry,
 )
+from tasks.cache import cache_directory
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
+from tasks.files import read_json
 from tasks.packing import Packed, Packer
 from tasks.rank_assignment import assign_ranks
 from tasks.task import Request
 
 # Independent streams of one seed: held-out clients, and their ranks.
 _HELD_OUT_RANKS, _HELD_OUT = 1, 2
+# Beside an adapter of a classifier: what its numbers stand for.
+LABELS = 'labels.json'
 # Of how many clients the rows are kept from round to round.
 _PACKED_CLIENTS = 512
 
@@ -55,6 +62,7 @@ class Experiment:
     client_ids: the clients that train, sorted.
     held_out: the clients that are evaluated.
     initial_ranks: int32 `[clients]`, their ranks before the first round.
+    initial_adapters: what training begins with; None where the seed draws it.
   """
 
   def __init__(self, config: RunConfig, say: Callable[[str], None] = lambda text: None):
@@ -68,7 +76,7 @@ class Experiment:
       UserError: naming the option that cannot be met.
     """
     self.config = config
-    cache = backbones.cache_directory()
+    cache = cache_directory()
     self.data = load_data(config, cache, say)
     self.client_ids = sorted(self.data.train)
     if config.clients_per_round > len(self.client_ids):
@@ -83,6 +91,7 @@ class Experiment:
     self.model, self.packer = self._model(), self._packer()
     self.shapes = self._module_shapes()
     self.initial_ranks = self._ranks(self.data.train, config.seed, 'refuse')
+    self.initial_adapters = self._initial_adapters()
     coordinates = method_parts.coordinates(config, self.model, self.shapes, self.initial_ranks)
     self.config = dp_settings.settle(config, len(self.client_ids), coordinates)
     self._pack = functools.lru_cache(_PACKED_CLIENTS)(self._pack)
@@ -94,6 +103,14 @@ class Experiment:
     except ValueError as error:
       mend = '' if self.lora_config is None else ' Take fewer --targets or another method.'
       raise UserError(f'--method {self.config.method}: {error}{mend}') from error
+
+  def initial_state(self, process: hetlora_tff.HetLoraProcess) -> Any:
+    """The server's state before the first round."""
+    state = process.initialize()
+    if self.initial_adapters is None:
+      return state
+    weights = process.layout.weights(self.initial_adapters)
+    return state._replace(global_model_weights=tf.nest.map_structure(np.asarray, weights))
 
   def client_data(
     self, cohort: Sequence[int], ranks: np.ndarray, round_number: int
@@ -201,8 +218,10 @@ class Experiment:
     """Digests of what the configuration names but does not hold."""
     digests = {'backbone_sha256': self.base.backbone.sha256, 'data_sha256': self.data.sha256}
     if self.config.rank_file:
-      content = pathlib.Path(self.config.rank_file).read_bytes()
-      digests['rank_file_sha256'] = hashlib.sha256(content).hexdigest()
+      digests['rank_file_sha256'] = _sha256(pathlib.Path(self.config.rank_file))
+    if self.config.initial_adapter:
+      weights = pathlib.Path(self.config.initial_adapter, peft.WEIGHTS_FILE)
+      digests['initial_adapter_sha256'] = _sha256(weights)
     return digests
 
   def check_inputs(self, recorded: Mapping[str, str]) -> None:
@@ -218,6 +237,7 @@ class Experiment:
       'backbone_sha256': f'backbone {self.config.backbone}',
       'data_sha256': f'data of task {self.config.task}',
       'rank_file_sha256': f'rank file {self.config.rank_file}',
+      'initial_adapter_sha256': f'initial adapter {self.config.initial_adapter}',
     }
     for key, now in self.inputs().items():
       if recorded.get(key, now) != now:
@@ -288,6 +308,18 @@ class Experiment:
       raise UserError(f'--rank-pattern: {error}') from error
     return shapes
 
+  def _initial_adapters(self) -> Adapters | None:
+    if self.config.initial_adapter is None or self.lora_config is None:
+      return None
+    directory = pathlib.Path(self.config.initial_adapter)
+    labels = directory / LABELS
+    if labels.exists() and read_json(labels) != list(self.data.labels):
+      raise UserError(f'--initial-adapter: {labels} lists other labels than this task has.')
+    try:
+      return initial_adapters(directory, self.lora_config, self.base.backbone, self.shapes)
+    except ValueError as error:
+      raise UserError(f'--initial-adapter: {error}') from error
+
   def _ranks(self, clients: Mapping[str, Sequence[Any]], seed: Any, unlisted) -> np.ndarray:
     """Ranks of clients, in the order of their sorted ids."""
     ranks = assign_ranks(self.config, federated_text.sizes(clients), seed, unlisted=unlisted)
@@ -296,6 +328,10 @@ class Experiment:
   def _pack(self, index: int) -> Packed:
     """The rows of a client that trains; its text is read now."""
     return self.packer.rows(self.data.train[self.client_ids[index]])
+
+
+def _sha256(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_data(

@@ -50,13 +50,7 @@ class FinishedRun:
     Raises:
       UserError: naming the directory that holds no finished run, or the file that is malformed.
     """
-    if not (directory / 'config.json').is_file():
-      raise UserError(f'{directory} holds no run (no config.json).')
-    if not (directory / 'summary.json').is_file():
-      raise UserError(
-        f'{directory} holds an unfinished run (no summary.json); finish it with'
-        f' hetlora train --resume --output-dir {directory}.'
-      )
+    check_finished(directory)
     config = _read_object(directory / 'config.json')
     summary = _read_object(directory / 'summary.json')
     base, final = (_object(summary.get(name)) for name in ('base', 'final'))
@@ -69,8 +63,7 @@ class FinishedRun:
     last = metrics['round'].max(initial=0)
     if planned is not None and last != planned:
       raise UserError(
-        f'{directory} holds {last:.0f} of {planned:.0f} rounds; finish it with'
-        f' hetlora train --resume --output-dir {directory}.'
+        f'{directory} holds {last:.0f} of {planned:.0f} rounds; {_how_to_finish(directory)}'
       )
     return cls(
       directory=directory,
@@ -116,6 +109,24 @@ class FinishedRun:
     """Clients times rounds that trained."""
     rounds = int((self.metrics['round'] > 0).sum())
     return rounds * (_finite(self.config.get('clients_per_round')) or math.nan)
+
+
+def check_finished(directory: pathlib.Path) -> None:
+  """Checks that a directory holds a run which came to its end.
+
+  Raises:
+    UserError: that says how to finish it.
+  """
+  if not (directory / 'config.json').is_file():
+    raise UserError(f'{directory} holds no run (no config.json).')
+  if not (directory / 'summary.json').is_file():
+    raise UserError(
+      f'{directory} holds an unfinished run (no summary.json); {_how_to_finish(directory)}'
+    )
+
+
+def _how_to_finish(directory: pathlib.Path) -> str:
+  return f'finish it with hetlora train --resume --output-dir {directory}.'
 
 
 def _read_object(path: pathlib.Path) -> Mapping[str, Any]:

@@ -64,6 +64,7 @@ _NO_ADAPTERS = dict.fromkeys(
   (
     'targets', 'alpha', 'max_rank', 'rank_pattern', 'rank_dynamics', 'rank_assignment',
     'rank_tiers', 'rank_file', 'rank_exponent', 'min_rank', 'prune_decay', 'prune_weight',
+    'initial_adapter',
   ),
   Limit((None,), 'trains all weights and has no adapters'),
 )  # fmt: skip
@@ -140,7 +141,13 @@ METHODS = {
       'Sun et al. 2024, arXiv:2403.12313',
       'Only the factor `b` is trained and sent; `a` stays as it was drawn, so that the mean is '
       'exact.',
-      {**_NO_PRUNING, **_PLAIN_WEIGHTS, **_PADDED, **_BROADCAST},
+      {
+        **_NO_PRUNING,
+        **_PLAIN_WEIGHTS,
+        **_PADDED,
+        **_BROADCAST,
+        'initial_adapter': Limit((None,), 'keeps the factor `a` that the seed draws'),
+      },
     ),
     Method(
       'rolora',

@@ -298,10 +298,14 @@ def _weighting(config: RunConfig) -> str:
 
 
 def _public_data(config: RunConfig) -> str:
+  base = f'The base model ({config.backbone})'
+  if config.initial_adapter is None:
+    what, note = f'{base} and its tokenizer', ' The initial adapter is random, from the seed.'
+  else:
+    what, note = f'{base}, its tokenizer and the initial adapter ({config.initial_adapter})', ''
   return (
-    f'The base model ({config.backbone}) and its tokenizer are taken as public, trained on no'
-    ' text of these clients; the figures do not cover what they were trained on. The initial'
-    ' adapter is random and comes from the seed.'
+    f'{what} are taken as public, trained on no text of these clients; the figures do not cover'
+    f' what they were trained on.{note}'
   )
 
 

@@ -54,9 +54,9 @@ class NoGuard:
     self._root = root
     self.evaluations = ''
 
-  def worker_log(self) -> pathlib.Path:
-    """Where what the runtime says goes."""
-    return self._root / 'worker.log'
+  def log_file(self, name: str) -> pathlib.Path:
+    """Where a log goes."""
+    return self._root / name
 
   def open(self, state: RunState | None) -> None:
     """There is nothing to open."""
@@ -110,9 +110,9 @@ class PrivacyGuard:
     self.checkpoint_folder = (root / SECRETS if is_secret else root) / 'checkpoints'
     self.evaluations = '' if config.public_eval_clients else f'{SECRETS}/'
 
-  def worker_log(self) -> pathlib.Path:
-    """Where what the runtime says goes: it may quote clients."""
-    return self._secrets.file('worker.log')
+  def log_file(self, name: str) -> pathlib.Path:
+    """Where a log goes: it may quote clients, or tell how long they took."""
+    return self._secrets.file(name)
 
   def open(self, state: RunState | None) -> None:
     """Opens the ledger and the sampler of a new or resumed run.

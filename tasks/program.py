@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program: rounds, evaluations, checkpoints and files of one run."""
 
+import dataclasses
 import pathlib
-import platform
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,64 +17,118 @@ from tasks import (
   audit,
   device_evaluation,
   dp_settings,
-  harvest,
+  finished_run,
+  logs,
   metrics,
   privacy_guard,
   privacy_report,
+  releases,
   report,
   results,
+  run_inputs,
   secure_facts,
 )
 from tasks.checkpoints import Checkpoints, RunState
 from tasks.config import RunConfig
 from tasks.config_files import from_json as config_from_json
-from tasks.console import Progress
+from tasks.console import Progress, Verbosity
 from tasks.errors import UserError
 from tasks.experiment import Experiment
-from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, SECRETS, RunDirectory
+from tasks.logs import Event, RunLog
+from tasks.remote_rounds import RemoteRounds
+from tasks.run_directory import RunDirectory
 from tasks.worker import LocalWorker
 
-_ENVIRONMENT = 'environment.json'
-_SECRET_INPUTS = f'{SECRETS}/inputs.json'
 SUMMARY = 'summary.json'
 _BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
-_DISTRIBUTIONS = (
-  'tensorflow', 'tensorflow-federated', 'tensorflow-privacy', 'keras-nlp', 'keras', 'numpy',
-  'hetlora-tff',
-)  # fmt: skip
 
 
 def train(
-  config: RunConfig, output_dir: pathlib.Path, *, resume: bool, command: list[str]
+  config: RunConfig,
+  output_dir: pathlib.Path,
+  *,
+  resume: bool,
+  command: list[str],
+  workers: Sequence[str] = (),
+  token: str | None = None,
+  verbosity: Verbosity = Verbosity.NORMAL,
+  tensorboard: bool = False,
 ) -> dict[str, Any]:
   """Runs or resumes a training run; returns its summary, also in `summary.json`.
+
+  Args:
+    config: of the run.
+    output_dir: its directory: new or, with `resume`, one that holds it.
+    resume: whether to go on from its last checkpoint.
+    command: that began it, for the report.
+    workers: `host:port` of each `hetlora worker` that trains clients; none for this machine.
+    token: that these workers want, if they do.
+    verbosity: how much is said on stderr.
+    tensorboard: whether to write for TensorBoard, too.
 
   Raises:
     UserError: for what the user can mend.
   """
-  with RunDirectory(output_dir, resume=resume) as directory, Progress() as progress:
+  quiet, verbose = (verbosity is kind for kind in (Verbosity.QUIET, Verbosity.VERBOSE))
+  with RunDirectory(output_dir, resume=resume) as directory, Progress(quiet=quiet) as progress:
     progress.say(f'Loading {config.task} and the {config.backbone} backbone ...')
+    if workers and config.deviation_from_exact:
+      progress.say('--workers: deviation_from_exact needs all updates in one place; left out.')
+      config = dataclasses.replace(config, deviation_from_exact=False)
     experiment = Experiment(config, progress.say)
     if resume:
-      _check_inputs(experiment, directory)
+      run_inputs.check(experiment, directory)
     guard = privacy_guard.build_guard(experiment.config, len(experiment.client_ids), directory.root)
-    if experiment.config.secure_aggregation:
-      progress.say(secure_facts.grid(experiment.config))
-    with LocalWorker(experiment.concurrent_clients(), log_file=guard.worker_log()):
-      progress.say('Building the federated process ...')
+    may_leave = _boundary(guard)
+    show = (lambda field: may_leave(('metrics', field))) if verbose else None
+    told = releases.Releases(directory, progress, may_leave=may_leave, tensorboard=tensorboard)
+    with (
+      RunLog(guard.log_file(logs.LOG), progress.say, show=show) as log,
+      LocalWorker(experiment.concurrent_clients(), log_file=guard.log_file('worker.log')),
+    ):
+      if experiment.config.secure_aggregation:
+        log.say(secure_facts.grid(experiment.config))
+      log.say('Building the federated process ...')
       process = experiment.build_process()
-      run = _Run(experiment, process, guard, directory, progress)
-      state = run.start(resume)
-      while state.round_number < config.rounds and run.affords_round(state):
-        state = run.one_round(state)
-      parameters = artifacts.as_arrays(process.get_model_weights(state.learning))
-      tiers = []
-      if not guard.evaluations:  # A tier may be one client.
-        tiers = device_evaluation.evaluate_tiers(experiment, parameters, state.ranks)
-      own = device_evaluation.personalize(
-        experiment, process, state.learning.global_model_weights, state.ranks
-      )
-    return run.finish(state, tiers, own, command)
+      rounds = _build_rounds(process, experiment, workers, token, log)
+      run = _Run(experiment, process, rounds, guard, directory, progress, told, log)
+      return run.finish(run.all_rounds(resume), command)
+
+
+def _boundary(guard: privacy_guard.Guard) -> releases.Filter:
+  if guard.is_private:
+    return releases.privacy_boundary(public_held_out=not guard.evaluations)
+  return releases.everything
+
+
+class _LocalRounds:
+  """Rounds in TFF's current context."""
+
+  def __init__(self, process: hetlora_tff.HetLoraProcess):
+    self._process = process
+
+  def next(self, state: Any, client_data: Sequence[Any]) -> hetlora_tff.HetLoraOutput:
+    """As `process.next`, of nobody, too: a runtime hands nothing back to nobody."""
+    if client_data:
+      return self._process.next(state, client_data)
+    output = self._process.as_learning_process().next(state, client_data)
+    return hetlora_tff.HetLoraOutput(output.state, output.metrics, [])
+
+
+def _build_rounds(
+  process: hetlora_tff.HetLoraProcess,
+  experiment: Experiment,
+  workers: Sequence[str],
+  token: str | None,
+  log: RunLog,
+) -> _LocalRounds | RemoteRounds:
+  if not workers:
+    return _LocalRounds(process)
+  backbone = experiment.base.backbone
+  try:
+    return RemoteRounds(process, workers, backbone=backbone, token=token, say=log.warn)
+  except ValueError as error:
+    raise UserError(f'--workers: {error}') from error
 
 
 class _Run:
@@ -84,134 +138,158 @@ class _Run:
     self,
     experiment: Experiment,
     process: hetlora_tff.HetLoraProcess,
+    rounds: _LocalRounds | RemoteRounds,
     guard: privacy_guard.Guard,
     directory: RunDirectory,
     progress: Progress,
+    told: releases.Releases,
+    log: RunLog,
   ):
     self._experiment = experiment
     self._process = process
+    self._rounds = rounds
     self._guard = guard
     self._directory = directory
     self._progress = progress
+    self._told = told
+    self._log = log
     self._evaluator = experiment.evaluator()
-    self._checkpoints = Checkpoints(self._guard.checkpoint_folder, progress.say)
+    self._checkpoints = Checkpoints(guard.checkpoint_folder, log.warn, self._saved)
 
-  def start(self, resume: bool) -> RunState:
+  def all_rounds(self, resume: bool) -> RunState:
+    """The state after the last round, whose checkpoint is on disk."""
+    with self._checkpoints:
+      state = self._start(resume)
+      while state.round_number < self._experiment.config.rounds and self._affords_round(state):
+        state = self._one_round(state)
+    return state
+
+  def _start(self, resume: bool) -> RunState:
     """The untuned base, measured; or the last good checkpoint."""
-    initial = RunState(
-      0, self._process.initialize(), self._experiment.initial_ranks, **privacy_guard.NO_ANCHOR
-    )
+    config, learning = self._experiment.config, self._experiment.initial_state(self._process)
+    initial = RunState(0, learning, self._experiment.initial_ranks, **privacy_guard.NO_ANCHOR)
     state = self._restore(initial) if resume else None
-    config = self._experiment.config
     if state is not None and state.round_number > config.rounds:
       raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
     self._directory.write_json('config.json', config.to_json())
-    _record_inputs(self._experiment, self._directory)
+    run_inputs.record(self._experiment, self._directory)
     if state is None or state.round_number < config.rounds:
       # What a run with fewer rounds ended with is no result of this one.
       (self._directory.root / SUMMARY).unlink(missing_ok=True)
     self._guard.open(state)
     if state is None:
+      self._log.event(Event.STARTED, task=config.task, method=config.method, rounds=config.rounds)
       state = initial._replace(**self._guard.anchor())
-      for name in ('metrics.csv', 'ranks.csv'):
-        (self._directory.root / name).unlink(missing_ok=True)
-      self._record(state, {}, self._evaluate(state, write=True))
-      self._checkpoints.save(state)
-    for name in ('metrics.csv', 'ranks.csv'):
-      self._directory.drop_rounds_after(name, state.round_number)
-    if self._directory.last_round('metrics.csv') != state.round_number:
-      # A kill came between the checkpoint of a private round and its release.
-      self._guard.release(state.round_number)
+      self._told.start(None)
       self._release(state, {})
+      self._save(state)
+    else:
+      self._log.event(Event.RESUMED, round=state.round_number, rounds=config.rounds)
+      if not self._told.start(state.round_number):
+        # A kill came between the checkpoint of a private round and its release.
+        self._guard.release(state.round_number)
+        self._release(state, {})
     self._progress.start_rounds(state.round_number, config.rounds)
     return state
 
-  def affords_round(self, state: RunState) -> bool:
+  def _affords_round(self, state: RunState) -> bool:
     """Whether the privacy budget, if there is one, has room for another round."""
     stop = self._guard.reason_to_stop(state.round_number + 1)
     if stop:
-      self._progress.say(f'Stopping after round {state.round_number}: {stop}')
+      self._log.say(f'Stopping after round {state.round_number}: {stop}')
     return not stop
 
-  def one_round(self, state: RunState) -> RunState:
+  def _one_round(self, state: RunState) -> RunState:
     """Trains a cohort, measures, checkpoints."""
     number = state.round_number + 1
     started = time.monotonic()
     start = self._guard.start_round(number)
+    self._log.event(Event.ROUND_STARTED, round=number, clients=len(start.cohort))
     learning = state.learning
     if start.fresh_noise:
       learning = learning._replace(aggregator=self._process.initialize().aggregator)
     with self._guard.silence():
       data = self._experiment.client_data(start.cohort, state.ranks, number)
       input_seconds = time.monotonic() - started
-      learning, measured, ranks = self._next(learning, data, state.ranks, start.cohort)
-    row = {}
-    if measured['client_work']:  # Nobody asks the clients of a private run.
-      row = results.round_row(measured, self._process.sizes, state.ranks[start.cohort])
-      if not self._experiment.config.secure_aggregation:  # It looks at the data of each client.
-        predictions = int(measured['client_work']['predictions'])
-        row['client_flops'] = self._experiment.flops(
-          start.cohort, state.ranks, predictions, self._process.sizes
-        )
-      row['input_seconds'] = round(input_seconds, 3)
-      row['round_seconds'] = round(time.monotonic() - started, 3)
-    self._progress.show_round(number, row, state.ranks[start.cohort] if row else None)
-    state = RunState(number, learning, ranks, **self._guard.anchor())
+      output = self._rounds.next(learning, data)
+    cohort_ranks = state.ranks[[index for index in start.cohort if index < len(state.ranks)]]
+    seconds = time.monotonic() - started
+    row = {
+      **self._measured(output.metrics, start.cohort, state.ranks),
+      'input_seconds': round(input_seconds, 3),
+      'round_seconds': round(seconds, 3),
+    }
+    state = RunState(
+      number, output.state, _new_ranks(state.ranks, start.cohort, output), **self._guard.anchor()
+    )
+    # That of the round before: nothing is told of this one unless there is a way back to that one.
+    self._checkpoints.settle()
     if self._guard.is_private:
       # Before anything of the round is told: a round that is done again was never seen.
-      self._checkpoints.save(state)
+      self._save(state)
       self._guard.release(number)
-      self._release(state, row)
+      self._release(state, row, cohort_ranks)
     else:
-      # Last: a resumed run drops the rows of rounds without a checkpoint.
-      self._release(state, row)
-      self._checkpoints.save(state)
+      # Last, and while the next round trains: a resumed run drops the rows of rounds without one.
+      self._release(state, row, cohort_ranks)
+      self._save(state)
+    self._log.event(Event.ROUND_FINISHED, round=number, seconds=row['round_seconds'])
     return state
 
-  def _next(self, learning, data, ranks: np.ndarray, cohort: list[int]):
-    """The state, the metrics and all devices' ranks after a round."""
-    if not cohort:  # A runtime hands nothing back to nobody.
-      output = self._process.as_learning_process().next(learning, data)
-      return output.state, output.metrics, ranks
-    output = self._process.next(learning, data)
-    ranks = ranks.copy()
-    for index, device in zip(cohort, output.device_state, strict=True):
-      if index < len(ranks):  # A canary is no device.
-        ranks[index] = int(device['rank'])
-    return output.state, output.metrics, ranks
-
-  def _release(self, state: RunState, row: Mapping[str, Any]) -> None:
-    """Writes and shows what a round came to."""
-    config = self._experiment.config
-    last = state.round_number == config.rounds
-    evaluation = None
-    if last or state.round_number % config.eval_every == 0:
-      evaluation = self._evaluate(state, write=last)
-    self._record(state, row, evaluation)
-
-  def finish(
-    self,
-    state: RunState,
-    tiers: list[dict[str, Any]],
-    own: dict[str, Any] | None,
-    command: list[str],
+  def _measured(
+    self, measured: Mapping[str, Any], cohort: list[int], ranks: np.ndarray
   ) -> dict[str, Any]:
-    """Writes model, summary, samples, plots and report.
+    """What clients tell; nobody asks those of a private run."""
+    if not measured['client_work']:
+      return {}
+    row = results.round_row(measured, self._process.sizes, ranks[cohort])
+    if not self._experiment.config.secure_aggregation:  # It looks at the data of each client.
+      predictions = int(measured['client_work']['predictions'])
+      row['client_flops'] = self._experiment.flops(cohort, ranks, predictions, self._process.sizes)
+    return row
+
+  def _release(
+    self, state: RunState, row: Mapping[str, Any], cohort_ranks: np.ndarray | None = None
+  ) -> None:
+    """Tells what a round came to, measured on held-out clients where it is time to."""
+    config, number = self._experiment.config, state.round_number
+    is_end = number in (0, config.rounds)
+    evaluated = {}
+    if is_end or number % config.eval_every == 0:
+      evaluation = self._evaluate(state, write=is_end)
+      evaluated = results.evaluation_row(evaluation) | {'eval_seconds': evaluation['seconds']}
+    ranks = state.ranks if self._process.layout else None
+    self._told.release(number, {**row, **evaluated}, ranks, cohort_ranks)
+
+  def _save(self, state: RunState) -> None:
+    self._checkpoints.save(state)
+    if self._guard.is_private:
+      self._checkpoints.settle()
+
+  def _saved(self, round_number: int, seconds: float) -> None:
+    self._log.event(Event.CHECKPOINT_SAVED, round=round_number, seconds=round(seconds, 3))
+
+  def finish(self, state: RunState, command: list[str]) -> dict[str, Any]:
+    """Measures by device, and writes model, summary, samples, plots and report.
 
     Args:
       state: after the last round.
-      tiers: of `device_evaluation.evaluate_tiers`.
-      own: of `device_evaluation.personalize`.
       command: that began the run.
     """
     experiment, directory = self._experiment, self._directory
+    tiers = []
+    if not self._guard.evaluations:  # A tier may be one client.
+      tiers = device_evaluation.evaluate_tiers(experiment, self._parameters(state), state.ranks)
+    own = device_evaluation.personalize(
+      experiment, self._process, state.learning.global_model_weights, state.ranks
+    )
     self._progress.say_busy('writing the model')
     names = artifacts.save(directory.root, experiment, self._parameters(state))
     if names == artifacts.OWN_NAMES:
       what = f'{experiment.base.backbone.class_name} or one of the targets'
       if experiment.data.labels:
         what = 'the classifier'
-      self._progress.say(
+      self._log.say(
         f'adapter/ keeps our own module names: {what} has no known counterpart in Hugging Face.'
       )
     base, final = (
@@ -232,12 +310,13 @@ class _Run:
     if not self._guard.evaluations:
       directory.write_json('samples.json', results.samples(base['written'], final['written']))
     if experiment.config.audit_canaries:
-      start = artifacts.as_arrays(self._process.initialize().global_model_weights.trainable)
+      initial = experiment.initial_state(self._process)
+      start = artifacts.as_arrays(initial.global_model_weights.trainable)
       end = artifacts.as_arrays(state.learning.global_model_weights.trainable)
       audit.write_audit(directory.root, experiment.config, start, end)
     written = privacy_report.write_privacy_report(directory.root)
     if self._guard.is_private:
-      self._progress.say(f'{written.headline}; {directory.root / "privacy_report.html"} says more.')
+      self._log.say(f'{written.headline}; {directory.root / "privacy_report.html"} says more.')
     report.write_run_report(directory.root)
     return summary
 
@@ -268,31 +347,23 @@ class _Run:
     evaluation: dict[str, Any] = {'round': state.round_number}
     evaluation |= results.evaluate(self._evaluator, self._parameters(state), write=write)
     evaluation['seconds'] = round(time.monotonic() - started, 3)
+    fields = {'perplexity': evaluation['perplexity'], 'seconds': evaluation['seconds']}
+    self._log.event(Event.EVALUATED, round=state.round_number, **fields)
     if write:
       name = self._guard.evaluations + (_FINAL if state.round_number else _BASE)
       self._directory.write_json(name, evaluation)
     return evaluation
 
-  def _record(
-    self, state: RunState, row: Mapping[str, Any], evaluation: Mapping[str, Any] | None
-  ) -> None:
-    """Writes the rows of a round."""
-    row = {'round': state.round_number, **row}
-    if evaluation:
-      row |= results.evaluation_row(evaluation, single_clients=not self._guard.evaluations)
-      row['eval_seconds'] = evaluation['seconds']
-      self._progress.show_evaluation(state.round_number, evaluation)
-    self._directory.append_rows('metrics.csv', METRIC_COLUMNS, [row])
-    held = state.ranks if self._process.layout else []
-    ranks, clients = np.unique(held, return_counts=True)
-    self._directory.append_rows(
-      'ranks.csv',
-      RANK_COLUMNS,
-      [
-        {'round': state.round_number, 'rank': rank, 'clients': number}
-        for rank, number in zip(ranks.tolist(), clients.tolist(), strict=True)
-      ],
-    )
+
+def _new_ranks(
+  ranks: np.ndarray, cohort: list[int], output: hetlora_tff.HetLoraOutput
+) -> np.ndarray:
+  """All devices' ranks after a round."""
+  ranks = ranks.copy()
+  for index, device in zip(cohort, output.device_state, strict=True):
+    if index < len(ranks):  # A canary is no device.
+      ranks[index] = int(device['rank'])
+  return ranks
 
 
 def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
@@ -301,13 +372,10 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: if the directory holds no finished run, or its files cannot be used.
   """
-  if not (path / SUMMARY).is_file():
-    begun = (path / 'config.json').is_file()
-    mend = f'; finish it with hetlora train --resume --output-dir {path}' if begun else ''
-    raise UserError(f'{path} holds no finished run (no {SUMMARY}){mend}.')
+  finished_run.check_finished(path)
   with RunDirectory(path, resume=True) as directory, Progress() as progress:
     experiment = Experiment(config_from_json(path / 'config.json'))
-    _check_inputs(experiment, directory)
+    run_inputs.check(experiment, directory)
     progress.say('Evaluating on held-out clients ...')
     base = results.evaluate(*artifacts.untuned(experiment), write=True)
     final = results.evaluate(*artifacts.load(path, experiment), write=True)
@@ -315,36 +383,3 @@ def evaluate_run(path: pathlib.Path) -> dict[str, Any]:
     summary = results.summarize(base, final, single_clients=single)
     directory.write_json('evaluation.json', summary)
   return summary
-
-
-def _check_inputs(experiment: Experiment, directory: RunDirectory) -> None:
-  recorded: dict[str, str] = {}
-  for name in (_ENVIRONMENT, _SECRET_INPUTS):
-    path = directory.root / name
-    if not path.exists():  # None in this run, or a kill came right after `config.json`.
-      continue
-    content = directory.read_json(name)
-    inputs = content.get('inputs', {}) if isinstance(content, dict) else None
-    if not isinstance(inputs, dict):
-      raise UserError(f'{path} does not describe a run.')
-    recorded |= inputs
-  experiment.check_inputs(recorded)
-
-
-def _record_inputs(experiment: Experiment, directory: RunDirectory) -> None:
-  """Writes what the run needs besides its configuration, and what made it."""
-  public, secret = experiment.inputs(), {}
-  if dp_settings.is_private(experiment.config):
-    # Whoever knows all other clients could try out what the last one has.
-    secret['data_sha256'] = public.pop('data_sha256')
-    directory.write_json(_SECRET_INPUTS, {'inputs': secret})
-  directory.write_json(_ENVIRONMENT, {'inputs': public, **_environment()})
-
-
-def _environment() -> dict[str, Any]:
-  return {
-    'python': platform.python_version(),
-    'platform': platform.platform(),
-    'processor': platform.machine(),
-    'packages': {name: harvest.version(name) for name in _DISTRIBUTIONS},
-  }

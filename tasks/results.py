@@ -55,23 +55,20 @@ def evaluate(evaluator: Evaluator, parameters: Any, *, write: bool) -> dict[str,
   }
 
 
-def evaluation_row(evaluation: Mapping[str, Any], *, single_clients: bool) -> dict[str, Any]:
+def evaluation_row(evaluation: Mapping[str, Any]) -> dict[str, Any]:
   """The columns of `metrics.csv` that an evaluation gives.
 
   Args:
     evaluation: of `evaluate`.
-    single_clients: whether there may be something that one client alone decides, as among few it
-      does the worst tenth.
   """
   spread = evaluation['distribution']['perplexity']
-  row = {
+  return {
     'eval_loss': evaluation['loss'],
     'eval_perplexity': evaluation['perplexity'],
     'eval_client_perplexity_mean': spread['mean'],
+    'eval_client_perplexity_worst_decile': spread['worst_decile_mean'],
+    **{column: evaluation[name] for name, column in _SCORES.items() if name in evaluation},
   }
-  if single_clients:
-    row['eval_client_perplexity_worst_decile'] = spread['worst_decile_mean']
-  return row | {column: evaluation[name] for name, column in _SCORES.items() if name in evaluation}
 
 
 def summarize(

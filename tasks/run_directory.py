@@ -43,7 +43,9 @@ METRIC_COLUMNS = (
 RANK_COLUMNS = ('round', 'rank', 'clients')
 _CONFIG, _LOCK = 'config.json', '.lock'
 # What a run that failed before its first record may leave behind.
-_PRELIMINARY = (_LOCK, 'worker.log', '.config.json.tmp', '.environment.json.tmp', 'checkpoints')
+_PRELIMINARY = (
+  _LOCK, 'worker.log', 'log.jsonl', '.config.json.tmp', '.environment.json.tmp', 'checkpoints',
+)  # fmt: skip
 # Keys, draws and logs of a private run.
 SECRETS = 'secrets'
 

@@ -6,34 +6,77 @@ TFF's own local context hands our stdout and stderr to the worker; a worker that
 holds a user's pipe open for ever. Here the worker gets neither, and the kernel ends it with us,
 however we end.
 
-TFF's worker listens on all interfaces and runs whatever it is sent, unauthenticated: for as long as
-a run lasts, its port must not be reachable by anyone who is not trusted.
+TFF's worker runs whatever it is sent, unauthenticated. Ours listens on a UNIX socket in a directory
+that only its user can enter, and that is gone as soon as we are connected: there is no port, nobody
+else can connect, and nothing is left behind.
 """
 
+import contextlib
 import ctypes
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import grpc
-import portpicker
 import tensorflow_federated as tff
 
+from tasks import worker_binary
+from tasks.cache import cache_directory
 from tasks.errors import UserError
 
 _MAX_MESSAGE_BYTES = 2_000_000_000
-_CHANNEL_OPTIONS = [
+# For every channel and server on the way to a worker: a model is one message.
+MESSAGE_OPTIONS = (
   ('grpc.max_receive_message_length', _MAX_MESSAGE_BYTES),
   ('grpc.max_send_message_length', _MAX_MESSAGE_BYTES),
-]
+)
+# The socket is gone by then: a connection that gRPC drops for want of use could not be made anew.
+_NEVER_IDLE = ('grpc.client_idle_timeout_ms', 2**31 - 1)
 _START_SECONDS = 60.0
+# TFF's `--port`: the name of the socket.
+_SOCKET = '1'
+# The kernel takes no longer path of a socket.
+_MAX_SOCKET_BYTES = 107
 _PR_SET_PDEATHSIG = 1
+
+
+def connect(
+  channel: grpc.Channel, check_running: Callable[[], None]
+) -> tff.framework.SyncExecutionContext:
+  """A TFF context that runs computations on the worker at the end of a channel.
+
+  Args:
+    channel: to a TFF worker, or to `hetlora worker`; made with `MESSAGE_OPTIONS`.
+    check_running: is called where the error of a failed request is handled; what it raises ends the
+      computation. If it returns the error goes on, and TFF tries again without end where the error
+      is of the connection.
+
+  Returns:
+    The context. It connects when it is first used.
+  """
+  stub = _Stub(channel, check_running)
+
+  def stack(cardinalities):
+    cardinalities.setdefault(tff.CLIENTS, 0)
+    executor = tff.framework.RemoteExecutor(stub, stream_structs=False)
+    executor.set_cardinalities(cardinalities)
+    return executor
+
+  return tff.framework.SyncExecutionContext(
+    executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
+    compiler_fn=_compile,
+    transform_args=tff.tensorflow.transform_args,
+    transform_result=tff.tensorflow.transform_result,
+  )
 
 
 class _Stub(tff.framework.RemoteExecutorGrpcStub):
@@ -68,6 +111,11 @@ class _Stub(tff.framework.RemoteExecutorGrpcStub):
   def compute(self, request):
     return self._request(super().compute, request)
 
+  def dispose(self, request):
+    # Sent when Python drops a value, where nobody can catch what is raised.
+    with contextlib.suppress(tff.framework.RetryableError, grpc.RpcError):
+      return super().dispose(request)
+
 
 class LocalWorker:
   """Runs TFF computations in one C++ worker process; a context manager.
@@ -88,13 +136,13 @@ class LocalWorker:
     self._log_file = log_file or os.devnull
     self._process: subprocess.Popen | None = None
     self._previous = None
+    self._channel: grpc.Channel | None = None
 
   def __enter__(self) -> 'LocalWorker':
-    port = portpicker.pick_unused_port()
-    self._process = self._start(port)
     try:
+      self._channel = self._start()
       self._previous = tff.framework.get_context_stack().current
-      tff.framework.set_default_context(self._connect(port))
+      tff.framework.set_default_context(connect(self._channel, self._end_if_lost))
     except BaseException:
       # An interrupted entry has no exit.
       self._stop()
@@ -115,60 +163,88 @@ class LocalWorker:
     """Process id of the running worker."""
     return self._process.pid if self._process else None
 
-  def _start(self, port: int) -> subprocess.Popen:
+  @property
+  def exit_status(self) -> int | None:
+    """Of the process if it has ended by itself, negative for a signal; None while it runs."""
+    return self._process.poll() if self._process else None
+
+  @property
+  def channel(self) -> grpc.Channel:
+    """The connection to the running worker."""
+    if self._channel is None:
+      raise RuntimeError('The worker does not run; enter its context first.')
+    return self._channel
+
+  def check_running(self) -> None:
+    """Raises a UserError if the process has ended."""
+    if self.exit_status is not None:
+      raise UserError(
+        f'The TFF worker process ended with status {self.exit_status} (-9: out of memory?); '
+        'finished rounds are kept, go on with --resume.'
+      )
+
+  def _end_if_lost(self) -> None:
+    """Ends a computation that TFF would try again for ever, see `connect`."""
+    error = sys.exception()
+    lost = isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+    if lost and self._process is not None:
+      # The connection ends before the process does.
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(timeout=1)
+    self.check_running()
+    if lost:
+      # The socket is gone, so there is no second connection.
+      raise UserError(
+        'The connection to the TFF worker process was lost; finished rounds are kept, go on with '
+        '--resume.'
+      )
+
+  def _start(self) -> grpc.Channel:
+    """Starts the process and connects to it."""
+    program = worker_binary.prepare(cache_directory())
+    with _socket_directory() as directory:
+      self._process = self._launch(program, directory)
+      # gRPC reads the path of a UNIX socket as a URI.
+      address = f'unix:{urllib.parse.quote(str(directory / _SOCKET))}'
+      self._await(lambda seconds: _exists_within(directory / _SOCKET, seconds))
+      channel = grpc.insecure_channel(address, [*MESSAGE_OPTIONS, _NEVER_IDLE])
+      self._await(lambda seconds: _is_ready_within(channel, seconds))
+      return channel
+
+  def _launch(self, program: pathlib.Path, directory: pathlib.Path) -> subprocess.Popen:
     command = [
-      str(_worker_binary()),
-      f'--port={port}',
+      str(program),
+      f'--port={_SOCKET}',
       f'--max_concurrent_computation_calls={self._max_concurrent_clients}',
     ]
-    with open(self._log_file, 'ab') as log:
-      return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        # Ctrl-C reaches us alone, so that a round can end in order.
-        start_new_session=True,
-        preexec_fn=_death_with_parent(),
-      )
+    with _opened_log(self._log_file) as log:
+      try:
+        return subprocess.Popen(
+          command,
+          cwd=directory,
+          stdin=subprocess.DEVNULL,
+          stdout=log,
+          stderr=log,
+          # Ctrl-C reaches us alone, so that a round can end in order.
+          start_new_session=True,
+          preexec_fn=_death_with_parent(),
+        )
+      except OSError as error:
+        raise UserError(
+          f'Cannot start {program}: {error.strerror}; name a directory from which programs may run '
+          'in HETLORA_CACHE.'
+        ) from error
 
-  def _connect(self, port: int) -> tff.framework.SyncExecutionContext:
-    channel = grpc.insecure_channel(f'localhost:{port}', _CHANNEL_OPTIONS)
-    stub = _Stub(channel, self._check_running)
-    self._await_ready(stub)
-
-    def stack(cardinalities):
-      cardinalities.setdefault(tff.CLIENTS, 0)
-      executor = tff.framework.RemoteExecutor(stub, stream_structs=False)
-      executor.set_cardinalities(cardinalities)
-      return executor
-
-    return tff.framework.SyncExecutionContext(
-      executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
-      compiler_fn=_compile,
-      transform_args=tff.tensorflow.transform_args,
-      transform_result=tff.tensorflow.transform_result,
-    )
-
-  def _await_ready(self, stub: tff.framework.RemoteExecutorGrpcStub) -> None:
+  def _await(self, happens_within: Callable[[float], bool]) -> None:
+    """Waits for a step of the start, for as long as the process runs."""
     deadline = time.monotonic() + _START_SECONDS
-    while not stub.is_ready:
-      ended = self._process is None or self._process.poll() is not None
-      if ended or time.monotonic() > deadline:
-        self._stop()
+    while not happens_within(0.1):
+      if self.exit_status is not None or time.monotonic() > deadline:
         raise UserError(f'The TFF worker process did not start; its output is in {self._log_file}.')
-      time.sleep(0.05)
-
-  def _check_running(self) -> None:
-    status = self._process.poll() if self._process else None
-    if status is not None:
-      raise UserError(
-        f'The TFF worker process ended with status {status} (-9: out of memory?); finished rounds '
-        'are kept, go on with --resume.'
-      )
 
   def _stop(self) -> None:
-    process, self._process = self._process, None
+    # Not closed: TFF watches it from a thread that would complain.
+    process, self._process, self._channel = self._process, None, None
     if process is None:
       return
     process.terminate()
@@ -186,11 +262,41 @@ def _compile(computation):
   )
 
 
-def _worker_binary() -> pathlib.Path:
-  binary = pathlib.Path(tff.__file__).parent / 'data' / 'worker_binary'
-  if not binary.is_file():
-    raise UserError(f'This tensorflow-federated has no worker at {binary}; reinstall it.')
-  return binary
+def _opened_log(path: str | os.PathLike) -> IO[bytes]:
+  try:
+    return open(path, 'ab')
+  except OSError as error:
+    raise UserError(f'Cannot write the log of the TFF worker, {path}: {error.strerror}.') from error
+
+
+@contextlib.contextmanager
+def _socket_directory() -> Iterator[pathlib.Path]:
+  """A new directory for the socket, which only we can enter."""
+  name = tempfile.mkdtemp(prefix='hetlora-')
+  if len(os.fsencode(f'{name}/{_SOCKET}')) > _MAX_SOCKET_BYTES:
+    os.rmdir(name)
+    name = tempfile.mkdtemp(prefix='hetlora-', dir='/tmp')
+  try:
+    yield pathlib.Path(name)
+  finally:
+    shutil.rmtree(name, ignore_errors=True)
+
+
+def _exists_within(path: pathlib.Path, seconds: float) -> bool:
+  deadline = time.monotonic() + seconds
+  while not path.exists():
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.01)
+  return True
+
+
+def _is_ready_within(channel: grpc.Channel, seconds: float) -> bool:
+  try:
+    grpc.channel_ready_future(channel).result(seconds)
+  except grpc.FutureTimeoutError:
+    return False
+  return True
 
 
 def _death_with_parent() -> Callable[[], Any] | None:

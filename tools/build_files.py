@@ -4,8 +4,8 @@
 
 One `py_library` (`py_binary` where there is a main guard, `py_test` for tests) per module, named as
 the module; a package's `__init__.py` is the target that bears the directory's name. Dependencies
-are the first-party imports; third-party packages come from the environment, as BUILD in the root
-says. Run from anywhere:
+are the first-party imports, data the files that strings name; third-party packages come from the
+environment, as BUILD in the root says. Run from anywhere:
 
   python -m tools.build_files          prints what differs and exits with 1 if anything does
   python -m tools.build_files --write  writes the files
@@ -13,10 +13,13 @@ says. Run from anywhere:
 
 import argparse
 import ast
+import contextlib
 import difflib
 import graphlib
 import pathlib
+import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 # Each top-level package and the other packages that may depend on it.
@@ -28,6 +31,12 @@ READERS = {
   'tests': (),
   'tools': ('tests',),
 }
+_MODULE_NAME = re.compile(r'[a-z]\w*(\.\w+)+')
+# What is data, as against modules and BUILD files. A directory is a filegroup, as a whole.
+_DATA_DIRECTORIES = ('assets', 'deploy', 'docs', 'suites', 'templates')
+_DATA_SUFFIXES = ('.csv', '.in', '.json', '.md', '.toml', '.txt', '.yaml')
+# Longer strings are texts, which the system would not take as a name.
+_NAME_LENGTH = 200
 _HEADER = """\
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
@@ -74,12 +83,29 @@ def dependencies(root: pathlib.Path, source: str) -> list[str]:
   for parts in _imported(ast.parse(source)):
     if parts[0] not in READERS:
       continue
-    # `from package.module import name` needs the module, `from package import module` too.
-    label = _label(root, parts) or _label(root, parts[:-1])
+    label = _needed(root, parts)
     if label is None:
       raise ValueError(f'nothing in the repository is called {".".join(parts)}')
     labels.add(label)
   return sorted(labels)
+
+
+def _needed(root: pathlib.Path, parts: Sequence[str]) -> str | None:
+  """The label that an import of this dotted name needs, or None if there is no such thing."""
+  # `from package.module import name` needs the module, `from package import module` too.
+  return _label(root, parts) or _label(root, parts[:-1])
+
+
+def _imported_by_strings(tree: ast.AST) -> Iterator[tuple[str, ...]]:
+  """What strings of a test import: programs for another process, and modules that `-m` names."""
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+      continue
+    if _MODULE_NAME.fullmatch(node.value):
+      yield tuple(node.value.split('.'))
+    elif 'import ' in node.value:
+      with contextlib.suppress(SyntaxError):  # Prose.
+        yield from _imported(ast.parse(textwrap.dedent(node.value)))
 
 
 def _is_binary(tree: ast.Module) -> bool:
@@ -92,12 +118,45 @@ def _test_size(source: str, path: pathlib.Path) -> str:
   return 'medium' if 'tensorflow' in source else 'small'
 
 
-def _is_used(tree: ast.AST, directory: str) -> bool:
-  """Whether a string in the module starts with the name of this data directory."""
-  return any(
-    isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.split('/')[0] == directory
-    for n in ast.walk(tree)
+def _is_slow(tree: ast.Module) -> bool:
+  """Whether every test of the module has the marker `slow`, so that a quick run has none."""
+  tests = [
+    node
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef) and node.name.startswith('test')
+  ]
+  return bool(tests) and all(
+    any('mark.slow' in ast.unparse(decorator) for decorator in test.decorator_list)
+    for test in tests
   )
+
+
+def _places(
+  root: pathlib.Path, path: pathlib.Path, labels: Sequence[str]
+) -> dict[pathlib.Path, str]:
+  """Directories that a name in this module may be relative to, by their packages' labels."""
+  packages = {label.partition(':')[0] for label in labels}
+  places = {root / package.removeprefix('//'): package for package in packages}
+  if path.relative_to(root).parts[0] != 'tools':  # They handle names, not what is there.
+    places[root] = '//'
+  return {**places, path.parent: ''}
+
+
+def _data(tree: ast.AST, places: Mapping[pathlib.Path, str]) -> list[str]:
+  """Labels of the data that strings of the module name: whole directories, and single files."""
+  labels = set()
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+      continue
+    name = pathlib.PurePosixPath(node.value[:_NAME_LENGTH])
+    if name.is_absolute() or not name.parts or '..' in name.parts:
+      continue
+    for place, label in places.items():
+      if name.parts[0] in _DATA_DIRECTORIES and (place / name.parts[0]).is_dir():
+        labels.add(f'{label}:{name.parts[0]}')
+      elif name.suffix in _DATA_SUFFIXES and (place / name).is_file():
+        labels.add(f'{label}:{name}')
+  return sorted(labels)
 
 
 def _rule(kind: str, attributes: Mapping[str, str | bool | Sequence[str]]) -> str:
@@ -114,14 +173,20 @@ def _rule(kind: str, attributes: Mapping[str, str | bool | Sequence[str]]) -> st
   return '\n'.join([*lines, ')\n'])
 
 
-def _module_rule(root: pathlib.Path, path: pathlib.Path, data_directories: Sequence[str]) -> str:
+def _module_rule(root: pathlib.Path, path: pathlib.Path) -> str:
   """The rule of one module."""
   source = path.read_text(encoding='utf-8')
   tree = ast.parse(source)
   is_package = path.name == '__init__.py'
   name = path.parent.name if is_package else path.stem
   package = f'//{path.parent.relative_to(root).as_posix()}'
-  labels = [label for label in dependencies(root, source) if label != f'{package}:{name}']
+  # The house tests read the whole checkout and ask git for it: not to be found among runfiles.
+  is_house, is_tests = path.parent.name == 'house', path.relative_to(root).parts[0] == 'tests'
+  needed = set(dependencies(root, source))
+  if is_tests and not is_house:
+    named = (_needed(root, parts) for parts in _imported_by_strings(tree) if parts[0] in READERS)
+    needed |= {label for label in named if label}
+  labels = sorted(needed - {f'{package}:{name}'})
   deps = sorted(
     label.removeprefix(package) if label.startswith(f'{package}:') else label for label in labels
   )
@@ -130,13 +195,14 @@ def _module_rule(root: pathlib.Path, path: pathlib.Path, data_directories: Seque
   if _is_test(path):
     kind = 'py_test'
     attributes['size'] = _test_size(source, path)
-    if path.parent.name == 'house':
-      # They read the whole checkout and ask git for it: not to be found among a test's runfiles.
+    if is_house:
       attributes['tags'] = ['manual']
-  elif path.relative_to(root).parts[0] == 'tests':
+    elif _is_slow(tree):
+      attributes['tags'] = ['slow']
+  elif is_tests:
     attributes['testonly'] = True
   attributes['srcs'] = [path.name]
-  attributes['data'] = [f':{d}' for d in data_directories if _is_used(tree, d)]
+  attributes['data'] = _data(tree, _places(root, path, labels))
   attributes['deps'] = deps
   return _rule(kind, attributes)
 
@@ -150,7 +216,7 @@ def build_file(root: pathlib.Path, directory: pathlib.Path) -> str:
   """
   top = directory.relative_to(root).parts[0]
   modules = sorted(directory.glob('*.py'))
-  data = [d for d in ('assets', 'suites', 'templates') if (directory / d).is_dir()]
+  data = [name for name in _DATA_DIRECTORIES if (directory / name).is_dir()]
   parts = [_HEADER]
   if any(_is_test(path) for path in modules):
     parts.append('load("//tools:py_test.bzl", "py_test")\n')
@@ -158,7 +224,10 @@ def build_file(root: pathlib.Path, directory: pathlib.Path) -> str:
   parts += [_rule('package', {'default_visibility': readers}), 'licenses(["notice"])\n']
   for name in data:
     parts.append(f'filegroup(\n    name = "{name}",\n    srcs = glob(["{name}/**"]),\n)\n')
-  parts += [_module_rule(root, path, data) for path in modules]
+  if files := sorted(p.name for p in directory.iterdir() if p.suffix in _DATA_SUFFIXES):
+    names = ''.join(f'        "{name}",\n' for name in files)
+    parts.append(f'exports_files(\n    [\n{names}    ],\n)\n')
+  parts += [_module_rule(root, path) for path in modules]
   return '\n'.join(parts)
 
 

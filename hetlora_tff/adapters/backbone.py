@@ -16,14 +16,14 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras_nlp
 import numpy as np
 import tensorflow as tf
+
+from hetlora_tff import staging
 
 _MANIFEST = 'manifest.json'
 _FORMAT = 1
@@ -82,8 +82,8 @@ class FrozenBackbone:
     """
     if dtype not in _DTYPES:
       raise ValueError(f'`dtype` must be one of {", ".join(_DTYPES)}, got {dtype!r}.')
-    with _staged(directory) as staging:
-      _write(backbone, staging, dtype)
+    with staging.staged(directory, 'a backbone', BackboneError) as draft:
+      _write(backbone, draft, dtype)
     return cls.load(directory)
 
   def merged(
@@ -104,18 +104,18 @@ class FrozenBackbone:
     """
     values = {name: np.asarray(value, np.float32) for name, value in changes.items()}
     self._check(values)
-    with _staged(directory) as staging:
-      (staging / 'tensors').mkdir()
+    with staging.staged(directory, 'a backbone', BackboneError) as draft:
+      (draft / 'tensors').mkdir()
       written = []
       for place, (name, old) in enumerate(zip(self.weight_names, self.tensors, strict=True)):
         if name in values:
-          record = _write_tensor(staging, place, old.name, values[name], 'float32')
+          record = _write_tensor(draft, place, old.name, values[name], 'float32')
         else:
           record = dataclasses.replace(old, file=_tensor_file(place))
           data = pathlib.Path(self.directory, old.file).read_bytes()
-          _write_synced(staging / record.file, data)
+          _write_synced(draft / record.file, data)
         written.append(record)
-      _write_manifest(staging, self.class_name, self.config, self.dtype, written)
+      _write_manifest(draft, self.class_name, self.config, self.dtype, written)
     return self.load(directory)
 
   @classmethod
@@ -286,26 +286,6 @@ def _write(backbone: tf.keras.Model, directory: pathlib.Path, dtype: str) -> Non
     weight = backbone.weights[position[id(variable)]]
     records.append(_write_tensor(directory, number, weight.name, weight, dtype))
   _write_manifest(directory, class_name, config, dtype, records)
-
-
-@contextlib.contextmanager
-def _staged(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A directory beside the target to write into; it becomes the target if nothing fails."""
-  target = pathlib.Path(directory).absolute()
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise BackboneError(f'{target} exists and is not an empty directory; choose another.')
-  staging = None
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
-    yield staging
-    staging.chmod(0o755)
-    os.replace(staging, target)
-  except OSError as error:
-    raise BackboneError(f'Cannot write a backbone to {target}: {error.strerror}.') from error
-  finally:
-    if staging is not None:
-      shutil.rmtree(staging, ignore_errors=True)
 
 
 def _tensor_file(place: int) -> str:

@@ -107,12 +107,11 @@ class ClassificationModel:
       read the labels.
     """
     model, adapted = self._adapted(config)
-    read = _first_token if self.backbone.class_name in ENCODERS else _last_token
+    class_name = self.backbone.class_name
 
     def logits_fn(adapters: Mapping[str, lora.Factors], batch) -> tf.Tensor:
       with layers.bound(adapted, adapters):
-        hidden = _sequence_output(model(_inputs(model, batch), training=False))
-        return adapted[CLASSIFIER](read(hidden, batch['padding_mask']))
+        return adapted[CLASSIFIER](text_states(class_name, model, batch))
 
     return logits_fn
 
@@ -129,6 +128,23 @@ class ClassificationModel:
     return model, adapted
 
 
+def text_states(
+  class_name: str, model: tf.keras.Model, batch: Mapping[str, tf.Tensor]
+) -> tf.Tensor:
+  """What a backbone makes of texts, for a head to read.
+
+  Args:
+    class_name: of the backbone.
+    model: the backbone, with adapters or without.
+    batch: `token_ids` and `padding_mask` as `ClassificationModel` describes.
+
+  Returns:
+    Float32 `[n, d]`.
+  """
+  hidden = _sequence_output(model(_inputs(model, batch), training=False))
+  return hidden[:, 0, :] if class_name in ENCODERS else _last_token(hidden, batch['padding_mask'])
+
+
 def _inputs(model: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   """What the backbone asks for of a batch; a text is all one segment."""
   segments = {'segment_ids': tf.zeros_like(batch['token_ids'])}
@@ -138,11 +154,6 @@ def _inputs(model: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, 
 def _sequence_output(output: Any) -> Any:
   """The hidden states `[n, L, d]`; some encoders give a pooled output beside them."""
   return output['sequence_output'] if isinstance(output, Mapping) else output
-
-
-def _first_token(hidden: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-  del padding_mask
-  return hidden[:, 0, :]
 
 
 def _last_token(hidden: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:

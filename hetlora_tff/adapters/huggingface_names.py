@@ -66,6 +66,14 @@ class Architecture:
   task_type: str
   fan_in_fan_out: bool = False
 
+  @property
+  def head(self) -> str | None:
+    """The classifier that is ours: a matrix without a bias on the last token's hidden state.
+
+    All causal models have it at Hugging Face. Their encoders have a dense layer in between.
+    """
+    return 'score' if self.task_type == 'CAUSAL_LM' else None
+
 
 def _attention(ours: str, theirs: str, names: str) -> dict[str, str]:
   kinds = ('query', 'key', 'value', 'output')
@@ -233,7 +241,7 @@ def find(architecture: str | None) -> Architecture | None:
 
 def place(
   names: Architecture, sizes: Mapping[str, tuple[int, int]], num_heads: int | None
-) -> dict[str, Place] | None:
+) -> dict[str, Place]:
   """Places modules in the Hugging Face model.
 
   Args:
@@ -242,16 +250,16 @@ def place(
     num_heads: attention heads; needed where fused blocks repeat for every head.
 
   Returns:
-    Module path to place, in the order of `sizes`; None if a module has no counterpart or its rows
-    cannot be told from what is given.
+    Module path to place, in the order of `sizes`, without the modules that have no counterpart or
+    whose rows cannot be told from what is given.
   """
-  located = {path: found for path in sizes if (found := _locate(names, path))}
-  if len(located) < len(sizes):
-    return None
   ranks_used = collections.Counter()
   places = {}
-  for path, (prefix, stack, number, inner) in located.items():
-    rank, d_out = sizes[path]
+  for path, (rank, d_out) in sizes.items():
+    located = _locate(names, path)
+    if located is None:
+      continue
+    prefix, stack, number, inner = located
     module, groups, start, total = stack.modules.get(inner), 1, 0, d_out
     if module is None:
       siblings = {
@@ -259,12 +267,22 @@ def place(
       }
       block = _block(stack, inner, siblings, num_heads)
       if block is None:
-        return None
+        continue
       module, groups, start, total = block
     module = stack.theirs.format(number) + module
     places[path] = Place(module, ranks_used[module], rank, groups, start, d_out // groups, total)
     ranks_used[module] += rank
   return places
+
+
+def same_module(name: str, theirs: str) -> bool:
+  """Whether a module of some Hugging Face class is one of the class that `place` names.
+
+  The classes of an architecture differ in what stands before its layers: `h.0.mlp.c_fc` of the bare
+  GPT-2 is `transformer.h.0.mlp.c_fc` with a head on it.
+  """
+  core = theirs.partition('.')[2]
+  return name == core or name.endswith(f'.{core}')
 
 
 def _locate(names: Architecture, path: str):

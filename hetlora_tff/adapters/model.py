@@ -227,14 +227,22 @@ def causal_loss(backbone: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> Bat
   weights = batch['loss_weights'][:, :-1]
   counted = tf.not_equal(weights, 0.0)
   labels = tf.boolean_mask(batch['token_ids'][:, 1:], counted)
-  logits = _logits(backbone.token_embedding, tf.boolean_mask(hidden[:, :-1, :], counted))
+  logits = vocabulary_logits(backbone.token_embedding, tf.boolean_mask(hidden[:, :-1, :], counted))
   losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
   kept = tf.boolean_mask(weights, counted)
   return BatchLoss(tf.reduce_sum(losses * kept), tf.reduce_sum(kept))
 
 
-def _logits(embedding, hidden: tf.Tensor) -> tf.Tensor:
-  """`embedding(hidden, reverse=True)` without a transposed copy of the vocabulary in every step."""
+def vocabulary_logits(embedding, hidden: tf.Tensor) -> tf.Tensor:
+  """`embedding(hidden, reverse=True)` without a transposed copy of the vocabulary in every step.
+
+  Args:
+    embedding: the `token_embedding` of a causal backbone.
+    hidden: float32 `[..., d]`.
+
+  Returns:
+    Float32 `[..., vocabulary]`.
+  """
   if embedding.tie_weights:
     return tf.matmul(hidden, embedding.embeddings, transpose_b=True)
   return tf.matmul(hidden, embedding.reverse_embeddings)

@@ -12,27 +12,23 @@ import json
 import math
 import os
 import pathlib
-import re
 import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from hetlora_tff.adapters import config as config_lib
 from hetlora_tff.adapters import factors as factors_lib
-from hetlora_tff.adapters import huggingface_names
+from hetlora_tff.adapters import huggingface_names, own_modules, peft_files
+from hetlora_tff.adapters.backbone import FrozenBackbone
+from hetlora_tff.adapters.classification import CLASSIFIER
+from hetlora_tff.adapters.peft_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
 LoraFactors = factors_lib.LoraFactors
 Place = huggingface_names.Place
 
-WEIGHTS_FILE = 'adapter_model.safetensors'
-CONFIG_FILE = 'adapter_config.json'
-_PREFIX = 'base_model.model.'
-_KEY = re.compile(re.escape(_PREFIX) + r'(.+)\.lora_([AB])\.weight')
-_LAYOUT = 'hetlora_layout'
 HUGGING_FACE_NAMES, OWN_NAMES = 'huggingface', 'own'
 
 
@@ -66,6 +62,11 @@ def save_peft_adapter(
   is zero outside the two blocks and `lora_alpha` is doubled. If the architecture is unknown or any
   module has no counterpart, all modules keep their own path with dots for slashes.
 
+  The classifier of a causal model is Hugging Face's `score`: it is written as the matrix
+  `scaling * b @ a`, in `modules_to_save`. That of an encoder has no counterpart, for Hugging Face
+  puts a dense layer before it. In both cases its factors stay in the file under our name, which
+  PEFT passes over.
+
   Each file is replaced atomically. Equal arguments give equal bytes.
 
   Args:
@@ -88,22 +89,24 @@ def save_peft_adapter(
   arrays = {path: _checked(path, pair) for path, pair in factors.items()}
   if not arrays:
     raise ValueError('`factors` is empty: there is no adapter to save.')
-  names = huggingface_names.find(architecture)
-  sizes = {path: (pair.a.shape[0], pair.b.shape[0]) for path, pair in arrays.items()}
-  places = names and huggingface_names.place(names, sizes, num_heads)
-  if not places:
-    names, places = None, {path: _own_place(path, *size) for path, size in sizes.items()}
+  names, places = _places(arrays, architecture, num_heads)
   tensors, ranks = _assemble(arrays, places)
   layout = [{'path': path, **spot._asdict()} for path, spot in places.items()]
   described = {'targets': list(config.targets), 'modules': layout}
   # One key only: safetensors writes several in an order that differs from save to save.
-  metadata = {_LAYOUT: json.dumps(described, sort_keys=True)}
+  metadata = {peft_files.LAYOUT: json.dumps(described, sort_keys=True)}
   adapter_config = {
     **_adapter_config(ranks, config.scaling),
     'base_model_name_or_path': base_model_name_or_path,
     'fan_in_fan_out': bool(names and names.fan_in_fan_out),
     'task_type': names.task_type if names else None,
   }
+  if names and CLASSIFIER in arrays:
+    adapter_config['target_modules'].remove(CLASSIFIER)
+    if names.head:
+      a, b = arrays[CLASSIFIER]
+      tensors[f'{PREFIX}{names.head}.weight'] = np.float32(config.scaling) * b @ a
+      adapter_config.update(task_type='SEQ_CLS', modules_to_save=[names.head])
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   _write(directory / WEIGHTS_FILE, safetensors.numpy.save(tensors, metadata))
@@ -112,38 +115,44 @@ def save_peft_adapter(
   return HUGGING_FACE_NAMES if names else OWN_NAMES
 
 
-def load_peft_adapter(directory: str | os.PathLike) -> LoadedAdapter:
+def load_peft_adapter(
+  directory: str | os.PathLike, backbone: FrozenBackbone | None = None
+) -> LoadedAdapter:
   """Reads an adapter that `save_peft_adapter` or PEFT wrote.
 
-  Our own files give back the module paths and factors that were saved, fused or not; files of
-  others keep their module names.
+  Our own files give back the module paths and factors that were saved, fused or not. Those of
+  others keep their module names, or get ours where a backbone is given; a fused module becomes
+  several, which then share `a`. Where their modules differ in scale, the most
+  frequent one becomes that of all, and `b` carries the rest.
 
   Args:
     directory: holds the two files.
+    backbone: that the adapter is for.
 
   Returns:
     The factors and the configuration.
 
   Raises:
     ValueError: if a file is missing or malformed, the configuration asks for what plain LoRA is
-      not, or a tensor is missing, of another dtype or shape, or not finite; one line that names the
-      file and the tensor.
+      not, a tensor is missing, of another kind or shape, or not finite, or a module is not one of
+      the backbone; one line that names the file and the tensor or the option.
   """
-  config_path = pathlib.Path(directory) / CONFIG_FILE
+  files = peft_files.read(directory)
   weights_path = pathlib.Path(directory) / WEIGHTS_FILE
-  config = _read_config(config_path)
-  tensors, metadata = _read_tensors(weights_path)
-  modules = _pair(weights_path, tensors)
-  scaling = _scaling(config_path, config, modules)
-  targets = config['target_modules']
-  factors = collections.OrderedDict(modules)
-  if _LAYOUT in metadata:
+  targets = files.config['target_modules']
+  factors, scaling = _on_one_scale(files)
+  if files.layout is not None:
     try:
-      layout = json.loads(metadata[_LAYOUT])
+      layout = json.loads(files.layout)
       targets = layout['targets']
-      factors = _disassemble(modules, layout['modules'])
+      factors = _disassemble(factors, layout['modules'])
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f'{weights_path}: its module layout is damaged ({error!r}).') from error
+  elif backbone is not None:
+    try:
+      factors = own_modules.rename(factors, backbone)
+    except ValueError as error:
+      raise ValueError(f'{weights_path}: {error}') from error
   max_rank = max(pair.a.shape[0] for pair in factors.values())
   return LoadedAdapter(
     factors,
@@ -153,10 +162,23 @@ def load_peft_adapter(directory: str | os.PathLike) -> LoadedAdapter:
       'targets': (targets,) if isinstance(targets, str) else tuple(targets),
       'rank_stabilized': False,
       'scaling': scaling,
-      'base_model_name_or_path': config.get('base_model_name_or_path') or '',
-      'task_type': config.get('task_type'),
+      'base_model_name_or_path': files.config.get('base_model_name_or_path') or '',
+      'task_type': files.config.get('task_type'),
     },
   )
+
+
+def _on_one_scale(
+  files: peft_files.AdapterFiles,
+) -> tuple[collections.OrderedDict[str, LoraFactors], float]:
+  """The factors, and the scale of the most of them: another one goes into `b`."""
+  scaling = collections.Counter(files.scales.values()).most_common(1)[0][0]
+  factors = collections.OrderedDict()
+  for module, (a, b) in files.modules.items():
+    ratio = files.scales[module] / scaling
+    # Scales that were written as the same number may differ in their last bit.
+    factors[module] = LoraFactors(a, b if math.isclose(ratio, 1.0) else np.float32(ratio) * b)
+  return factors, scaling
 
 
 def _checked(path: str, factors: LoraFactors) -> LoraFactors:
@@ -168,6 +190,19 @@ def _checked(path: str, factors: LoraFactors) -> LoraFactors:
   if not (np.isfinite(a).all() and np.isfinite(b).all()):
     raise ValueError(f'Factors of {path!r} are not finite.')
   return LoraFactors(a, b)
+
+
+def _places(
+  arrays: Mapping[str, LoraFactors], architecture: str | None, num_heads: int | None
+) -> tuple[huggingface_names.Architecture | None, dict[str, Place]]:
+  """The naming, None for our own, and the place of each module in it."""
+  sizes = {path: (pair.a.shape[0], pair.b.shape[0]) for path, pair in arrays.items()}
+  own = {path: _own_place(path, *size) for path, size in sizes.items()}
+  names = huggingface_names.find(architecture)
+  theirs = huggingface_names.place(names, sizes, num_heads) if names else {}
+  if not theirs or set(sizes) - set(theirs) - {CLASSIFIER}:
+    return None, own
+  return names, {**own, **theirs}
 
 
 def _own_place(path: str, rank: int, d_out: int) -> Place:
@@ -182,7 +217,7 @@ def _assemble(arrays: Mapping[str, LoraFactors], places: Mapping[str, Place]):
   tensors = {}
   for path, spot in places.items():
     a, b = arrays[path]
-    key_a, key_b = (f'{_PREFIX}{spot.module}.lora_{side}.weight' for side in 'AB')
+    key_a, key_b = (f'{PREFIX}{spot.module}.lora_{side}.weight' for side in 'AB')
     rank = ranks[spot.module]
     tensors.setdefault(key_a, np.zeros([rank, a.shape[1]], np.float32))
     tensors.setdefault(key_b, np.zeros([spot.groups * spot.total, rank], np.float32))
@@ -251,89 +286,3 @@ def _write(path: pathlib.Path, content: bytes) -> None:
   except BaseException:
     os.unlink(temporary)
     raise
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    config = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise ValueError(f'{path}: no such file; an adapter directory holds one.') from None
-  except ValueError as error:
-    raise ValueError(f'{path}: not valid JSON ({error}).') from None
-  if not isinstance(config, dict) or config.get('peft_type') != 'LORA':
-    raise ValueError(f'{path}: `peft_type` must be "LORA".')
-  for key, plain in (('use_dora', False), ('bias', 'none'), ('modules_to_save', None)):
-    if config.get(key, plain) not in (plain, None):
-      raise ValueError(f'{path}: `{key}` is {config[key]!r}; only plain LoRA can be loaded.')
-  if not isinstance(config.get('target_modules'), (str, list)):
-    raise ValueError(f'{path}: `target_modules` must be a list of names or an expression.')
-  return config
-
-
-def _read_tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  if not path.is_file():
-    raise ValueError(f'{path}: no such file; an adapter directory holds one.')
-  tensors = {}
-  try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      for key in file.keys():  # noqa: SIM118  (not a dict)
-        dtype = file.get_slice(key).get_dtype()
-        if dtype != 'F32':
-          raise ValueError(f'{path}: tensor {key!r} is {dtype}, it must be F32.')
-        tensors[key] = file.get_tensor(key)
-        if not np.isfinite(tensors[key]).all():
-          raise ValueError(f'{path}: tensor {key!r} is not finite.')
-      return tensors, file.metadata() or {}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{path}: not a valid safetensors file ({error}).') from None
-
-
-def _pair(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> dict[str, LoraFactors]:
-  sides = collections.defaultdict(dict)
-  for key, tensor in tensors.items():
-    match = _KEY.fullmatch(key)
-    if not match:
-      raise ValueError(f'{path}: tensor {key!r} is no LoRA factor of PEFT.')
-    sides[match[1]][match[2]] = tensor
-  if not sides:
-    raise ValueError(f'{path}: holds no tensors.')
-  modules = {}
-  for module, pair in sorted(sides.items()):
-    for side in 'AB':
-      if side not in pair:
-        raise ValueError(f'{path}: tensor {_PREFIX}{module}.lora_{side}.weight is missing.')
-    a, b = pair['A'], pair['B']
-    if a.ndim != 2 or b.ndim != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
-      raise ValueError(
-        f'{path}: {module!r} must have lora_A [r, d_in] and lora_B [d_out, r], got'
-        f' {list(a.shape)} and {list(b.shape)}.'
-      )
-    modules[module] = LoraFactors(a, b)
-  return modules
-
-
-def _scaling(path: pathlib.Path, config, modules: Mapping[str, LoraFactors]) -> float:
-  """The one scale of all modules, after checking their ranks against the configuration."""
-  scales = set()
-  for module, factors in modules.items():
-    rank = _for_module(config.get('rank_pattern'), module, config.get('r'))
-    alpha = _for_module(config.get('alpha_pattern'), module, config.get('lora_alpha'))
-    if rank != factors.a.shape[0]:
-      raise ValueError(
-        f'{path}: {module!r} has rank {rank} here and {factors.a.shape[0]} in {WEIGHTS_FILE}.'
-      )
-    if not isinstance(alpha, (int, float)) or not (alpha > 0 and math.isfinite(alpha)):
-      raise ValueError(f'{path}: `lora_alpha` of {module!r} must be positive, got {alpha!r}.')
-    scales.add(alpha / (math.sqrt(rank) if config.get('use_rslora') else rank))
-  scaling = scales.pop()
-  if any(not math.isclose(other, scaling, rel_tol=1e-9) for other in scales):
-    raise ValueError(f'{path}: `lora_alpha / r` differs between modules; one scale is supported.')
-  return scaling
-
-
-def _for_module(pattern: Mapping[str, Any] | None, module: str, default):
-  """The value that PEFT takes for a module: that of the first key which matches its end."""
-  for key, value in (pattern or {}).items():
-    if re.fullmatch(rf'(.*\.)?({key})', module):
-      return value
-  return default

@@ -2,12 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The BUILD files say what the imports say."""
 
+import sys
 import textwrap
+import types
 
 import pytest
 
+from tests import run_pytest
 from tests.house import rules
 from tools import build_files
+
+
+def _listed(*labels):
+  return '[\n' + ''.join(f'        "{label}",\n' for label in labels) + '    ]'
 
 
 def _write(path, text):
@@ -62,6 +69,59 @@ def test_packages_do_not_see_each_other(repository):
   build = (repository / 'hetlora_tff/adapters/BUILD').read_text()
   assert '//tasks:__subpackages__' in build
   assert '//privacy' not in build
+
+
+def test_data_is_what_strings_name(repository):
+  _write(repository / 'privacy/table.json', '[]\n')
+  _write(repository / 'docs/page.md', 'A page.\n')
+  _write(repository / 'privacy/noise.py', "TABLE = 'table.json'\n")
+  _write(
+    repository / 'tests/tasks/data_test.py',
+    """
+    from privacy import noise
+    from tasks import text
+    NAMES = 'table.json', 'assets', 'docs/page.md', 'gone.json', '../privacy/table.json'
+    """,
+  )
+  build = build_files.build_file(repository, repository / 'privacy')
+  assert 'exports_files(\n    [\n        "table.json",' in build
+  assert 'data = [":table.json"]' in build
+  build = build_files.build_file(repository, repository / 'tests/tasks')
+  assert f'data = {_listed("//:docs", "//privacy:table.json", "//tasks:assets")}' in build
+
+
+def test_what_a_test_runs_in_another_process_is_a_dependency(repository):
+  _write(
+    repository / 'tests/tasks/process_test.py',
+    """
+    import hetlora_tff
+    COMMAND = ['-m', 'tasks.text']
+    SCRIPT = '''
+      import json
+      from hetlora_tff.adapters import layers
+    '''
+    PROSE = 'import taxes of tasks.gone', 'tasks.gone', 'json.decoder'
+    """,
+  )
+  build = build_files.build_file(repository, repository / 'tests/tasks')
+  labels = ('//hetlora_tff/adapters:layers', '//hetlora_tff:hetlora_tff', '//tasks:text')
+  assert f'deps = {_listed(*labels)}' in build
+
+
+@pytest.mark.parametrize(('second', 'tagged'), [('@pytest.mark.slow', True), ('', False)])
+def test_a_file_of_slow_tests_alone_is_tagged(repository, second, tagged):
+  source = f'@pytest.mark.slow\ndef test_a():\n  pass\n\n{second}\ndef test_b():\n  pass\n'
+  (repository / 'tests/tasks/text_test.py').write_text(source)
+  build = build_files.build_file(repository, repository / 'tests/tasks')
+  assert ('tags = ["slow"]' in build) == tagged
+
+
+def test_modules_from_elsewhere_are_found(monkeypatch, tmp_path):
+  module = types.ModuleType('tasks.other')
+  module.__file__ = str(tmp_path / 'elsewhere' / 'other.py')
+  monkeypatch.setitem(sys.modules, 'tasks.other', module)
+  assert f'tasks.other: {module.__file__}' in run_pytest.undeclared(tmp_path / 'here')
+  assert not [line for line in run_pytest.undeclared(tmp_path) if 'tasks.other' in line]
 
 
 def test_new_import_is_a_difference(repository):

@@ -11,6 +11,7 @@ _CHECKS = (
   rules.keras_problems,
   rules.pure_tensor_problems,
   rules.private_tff_problems,
+  rules.runfiles_problems,
 )
 
 
@@ -34,6 +35,8 @@ def test_repository_keeps_the_rule(check):
     ('tasks/cli.py', 'from tests.house import rules'),
     ('tasks/plots.py', 'import tf_keras'),
     ('tasks/plots.py', 'from tf_keras import layers'),
+    ('tasks/export.py', 'import tf_keras'),
+    ('hetlora_tff/adapters/exported.py', 'import tf_keras'),
     ('hetlora_tff/adapters/factors.py', 'import tensorflow_federated as tff'),
     ('hetlora_tff/clients/pruning.py', 'import keras_nlp'),
     ('hetlora_tff/clients/weights.py', 'from tensorflow import keras'),
@@ -56,7 +59,7 @@ def test_forbidden_import_is_found(path, source):
     ('hetlora_tff/adapters/factors.py', 'import tensorflow as tf'),
     ('tasks/weights.py', 'import keras_nlp'),
     ('tasks/cli.py', 'import privacy\nimport hetlora_tff'),
-    ('tasks/export.py', 'import tf_keras'),
+    ('hetlora_tff/export/keras_file.py', 'import tf_keras'),
     ('privacy/aggregators.py', 'import tensorflow_privacy as tfp'),
     ('privacy/ledger.py', 'import tensorflowish'),
     ('tests/tasks/export_test.py', 'import tf_keras'),
@@ -84,3 +87,11 @@ def test_private_tff_import_needs_a_reason():
   assert rules.private_tff_problems('tasks/worker.py', f'# No public name.\n{private}') == []
   assert rules.private_tff_problems('tasks/worker.py', f'{private}  # No public name.') == []
   assert rules.private_tff_problems('tasks/worker.py', 'import tensorflow_federated') == []
+
+
+def test_way_out_of_the_runfiles_is_found():
+  resolved = 'ROOT = pathlib.Path(__file__).resolve().parents[2]'
+  assert rules.runfiles_problems('tests/tasks/worker_test.py', resolved)
+  assert rules.runfiles_problems('tests/house/rules.py', resolved) == []
+  as_it_is = 'ROOT = pathlib.Path(__file__).parents[2]'
+  assert rules.runfiles_problems('tests/tasks/worker_test.py', as_it_is) == []

@@ -20,6 +20,8 @@ _FIRST_PARTY_BANS = {
   'privacy': ('hetlora_tff', 'tasks', 'tests', 'benchmarks', 'tools'),
   'tasks': ('tests', 'benchmarks', 'tools'),
 }
+# The only place of tf-keras, whose layers are not those of `tf.keras`.
+_EXPORT = 'hetlora_tff/export/'
 _TENSOR_MODULES = ('factors', 'pruning', 'weights')
 _TENSOR_MODULE_BANS = ('tensorflow_federated', 'keras', 'tensorflow.keras', 'keras_nlp', 'tf_keras')
 # All others of `privacy` run on a reviewer's laptop.
@@ -75,7 +77,7 @@ def _banned(path: str) -> tuple[str, ...]:
     banned += _TENSOR_MODULE_BANS
   if top == 'privacy' and stem not in _MECHANISM_MODULES:
     banned += _REVIEWER_MODULE_BANS
-  if top in _FIRST_PARTY_BANS and 'export' not in path:
+  if top in _FIRST_PARTY_BANS and not path.startswith(_EXPORT):
     banned += ('tf_keras',)
   return banned
 
@@ -96,7 +98,7 @@ def import_problems(path: str, source: str) -> list[str]:
 
 def keras_problems(path: str, source: str) -> list[str]:
   """Keras by another name than `tf.keras` in the packages."""
-  if path.split('/')[0] not in _FIRST_PARTY_BANS or 'export' in path:
+  if path.split('/')[0] not in _FIRST_PARTY_BANS:
     return []
   return [
     f'{path}:{line}: use tf.keras, not {name}'
@@ -125,6 +127,17 @@ def private_tff_problems(path: str, source: str) -> list[str]:
     if _is_below(name, 'tensorflow_federated.python') and not explained:
       problems.append(f'{path}:{line}: private TFF import without a comment that says why')
   return problems
+
+
+def runfiles_problems(path: str, source: str) -> list[str]:
+  """Tests that follow `__file__` out of the files that Bazel gives them, which are links."""
+  if not path.startswith('tests/') or path.startswith('tests/house/'):
+    return []
+  return [
+    f'{path}:{number}: `__file__` resolved leaves the runfiles: use it as it is'
+    for number, line in enumerate(source.splitlines(), 1)
+    if re.search(r'__file__\)\.resolve|realpath\(__file__', line)
+  ]
 
 
 def size_problems(path: str, source: str) -> list[str]:

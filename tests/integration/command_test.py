@@ -3,7 +3,6 @@
 """The command as a user meets it: processes, signals, pipes and full disks."""
 
 import csv
-import json
 import os
 import pathlib
 import random
@@ -40,6 +39,8 @@ def _train(preset, directory, **changes):
 
 
 def _rounds(directory):
+  if not (directory / 'metrics.csv').exists():
+    return []
   with open(directory / 'metrics.csv', newline='') as file:
     return [int(row['round']) for row in csv.DictReader(file)]
 
@@ -67,7 +68,7 @@ def test_wrong_try_does_not_block_the_next_one(preset, tmp_path):
 
 
 def _await_rounds(process, directory, number):
-  tiny_world.await_text(directory / 'ranks.csv', f'\n{number},', process)
+  tiny_world.await_text(directory / 'metrics.csv', f'\n{number},', process)
 
 
 @pytest.mark.slow
@@ -113,24 +114,31 @@ def test_lost_worker_is_one_line(preset, tmp_path):
 
 
 def _train_and_kill(preset, directory, times, **changes):
-  """Trains for 12 rounds; returns the starts that the ledger, if any, had at each kill."""
-  moments, started = random.Random(7), []
-  process = tiny_world.start(*_train(preset, directory, rounds=12, **changes))
-  for _ in range(times):
-    done = max(_rounds(directory)) if (directory / 'metrics.csv').exists() else 0
-    _await_rounds(process, directory, done + 1)
-    time.sleep(moments.uniform(0, 1))
-    worker = tiny_world.worker_of(process)
+  """Trains, kills at any moment and resumes; every other kill comes after another round.
+
+  Returns:
+    The starts that the ledger, if any, had at each kill.
+  """
+  moments, starts = random.Random(7), []
+  process = tiny_world.start(*_train(preset, directory, **changes))
+  for kill in range(times):
+    done = max(_rounds(directory), default=-1)
+    if kill % 2:  # Perhaps while it still starts.
+      time.sleep(moments.uniform(0, 15))
+    else:
+      _await_rounds(process, directory, done + 1)
+      time.sleep(moments.uniform(0, 0.5))
+    workers = tiny_world.workers_of(process)
     process.kill()
     process.communicate(timeout=30)
-    assert tiny_world.is_gone(worker)
-    started.append(privacy.Ledger(directory / 'ledger.jsonl').rounds)
+    assert all(map(tiny_world.is_gone, workers))
+    assert process.returncode == -signal.SIGKILL  # It was not done yet.
+    starts.append(privacy.Ledger(directory / 'ledger.jsonl').starts)
     process = tiny_world.start('train', '--output-dir', directory, '--resume')
   code, out, error = _finish(process)
   assert code == 0, error
   assert 'Report: ' in out
-  assert _rounds(directory) == list(range(13))
-  return started
+  return starts
 
 
 def _assert_same_adapters(*directories):
@@ -139,48 +147,38 @@ def _assert_same_adapters(*directories):
   assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+# Ends of runs within this process, at everything that is put on disk, are in
+# `tests/tasks/program_test.py` and `tests/tasks/private_program_test.py`.
 @pytest.mark.slow
-def test_private_run_counts_every_start_through_kills(preset, tmp_path):
-  changes = {'privacy': 'central', 'noise_multiplier': 2.0, 'delta': 0.01}
-  started = _train_and_kill(preset, tmp_path / 'run', 2, **changes)
-  ledger = privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl')
-  for before in started:
-    assert ledger.rounds[: len(before)] == before
-  # Those that a kill left without a checkpoint are there twice.
-  assert {entry['round'] for entry in ledger.rounds} == set(range(1, 13))
-  draws = (tmp_path / 'run' / 'secrets' / 'draws.jsonl').read_text().splitlines()
-  assert len(ledger.rounds) >= 12
-  assert len(draws) == len(ledger.rounds)
-  headline = json.loads((tmp_path / 'run' / 'privacy_report.json').read_text())['headline']
-  assert headline['guarantee'] == 'differential_privacy'
-  epsilon = privacy.epsilon(ledger.event(amplified=True), 0.01)
-  assert headline['epsilon'] == pytest.approx(epsilon, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_tree_goes_on_with_its_own_noise_after_a_kill(preset, tmp_path):
-  changes = {
-    'privacy': 'tree', 'noise_multiplier': 0.1, 'min_separation': 2, 'delta': 0.01,
-    'insecure_seeded_noise': True,
-  }  # fmt: skip
-  undisturbed = tmp_path / 'undisturbed'
-  assert _finish(tiny_world.start(*_train(preset, undisturbed, rounds=12, **changes)))[0] == 0
-  _train_and_kill(preset, tmp_path / 'run', 1, **changes)
-  _assert_same_adapters(tmp_path / 'run', undisturbed)
-  starts = privacy.Ledger(tmp_path / 'run' / 'ledger.jsonl').starts
-  assert {start.tree for start in starts} == {0}
-  assert {start.leaf for start in starts} == set(range(12))
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_resumes_to_the_same_end(preset, tmp_path):
+def test_killed_ten_times_at_any_moment_the_run_ends_as_if_undisturbed(preset, tmp_path):
   undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
-  assert _finish(tiny_world.start(*_train(preset, undisturbed, rounds=12)))[0] == 0
-  _train_and_kill(preset, disturbed, 1)
-  assert _rounds(undisturbed) == list(range(13))
+  changes = {'rounds': 60, 'eval_every': 60}
+  assert _finish(tiny_world.start(*_train(preset, undisturbed, **changes)))[0] == 0
+  _train_and_kill(preset, disturbed, 10, **changes)
+  assert _rounds(undisturbed) == _rounds(disturbed) == list(range(61))
   _assert_same_adapters(disturbed, undisturbed)
   kept = {path.name for path in (disturbed / 'checkpoints').iterdir()}
-  assert kept == {'round_11', 'round_12'}
+  assert kept == {'round_59', 'round_60'}
+
+
+@pytest.mark.slow
+def test_tree_goes_on_with_its_own_noise_and_counts_every_start_after_kills(preset, tmp_path):
+  changes = {
+    'privacy': 'tree', 'noise_multiplier': 0.1, 'min_separation': 2, 'delta': 0.01,
+    'insecure_seeded_noise': True, 'rounds': 12, 'eval_every': 12,
+  }  # fmt: skip
+  undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
+  assert _finish(tiny_world.start(*_train(preset, undisturbed, **changes)))[0] == 0
+  counted = _train_and_kill(preset, disturbed, 3, **changes)
+  assert _rounds(disturbed) == list(range(13))
+  _assert_same_adapters(disturbed, undisturbed)
+  starts = privacy.Ledger(disturbed / 'ledger.jsonl').starts
+  assert {start.tree for start in starts} == {0}
+  assert {start.leaf for start in starts} == set(range(12))
+  for before in counted:  # Those that a kill left without a checkpoint are there twice.
+    assert starts[: len(before)] == before
+  draws = (disturbed / 'secrets' / 'draws.jsonl').read_text().splitlines()
+  assert len(draws) == 12
 
 
 @pytest.mark.slow
@@ -220,7 +218,7 @@ def small_disk_fixture(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(preset, small_disk):
+def test_disk_that_takes_nothing_is_one_line_and_the_run_goes_on_when_it_does(preset, small_disk):
   directory = small_disk / 'run'
   process = tiny_world.start(*_train(preset, directory, rounds=4))
   _await_rounds(process, directory, 1)
@@ -228,13 +226,22 @@ def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(preset, sm
   code, _, error = _finish(process, 120)
   assert code == 2
   _assert_one_line(error, 'space')
+  _mount('-o', 'remount,ro', small_disk)
+  code, _, error = _finish(tiny_world.start('train', '--output-dir', directory, '--resume'))
+  assert code == 2
+  _assert_one_line(error, 'Read-only')
+  _mount('-o', 'remount,rw', small_disk)
   (small_disk / 'filling').unlink()
   # The report alone may need more than the small disk had.
-  subprocess.run(['mount', '-o', 'remount,size=16m', str(small_disk)], check=True)
+  _mount('-o', 'remount,size=16m', small_disk)
   code, out, error = _finish(tiny_world.start('train', '--output-dir', directory, '--resume'))
   assert code == 0, error
   assert 'Report: ' in out
   assert _rounds(directory) == list(range(5))
+
+
+def _mount(*arguments: object) -> None:
+  subprocess.run(['mount', *map(str, arguments)], check=True)
 
 
 def _fill(disk: pathlib.Path) -> None:

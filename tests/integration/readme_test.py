@@ -12,6 +12,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+import hetlora_tff  # noqa: F401 (the examples import them, unseen by the BUILD files)
+import privacy
+import privacy.secagg
+import privacy.secagg.tcp  # noqa: F401
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = 128
 

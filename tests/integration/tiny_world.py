@@ -170,11 +170,18 @@ def await_text(path: pathlib.Path, wanted: str, process: subprocess.Popen, secon
     time.sleep(0.05)
 
 
+def workers_of(process: subprocess.Popen) -> list[int]:
+  """Process ids of the command's TFF workers: none before it has started one."""
+  children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+  commands = {int(child): pathlib.Path(f'/proc/{child}/cmdline') for child in children}
+  return [
+    child for child, command in commands.items() if b'--max_concurrent' in command.read_bytes()
+  ]
+
+
 def worker_of(process: subprocess.Popen) -> int:
   """Process id of the command's TFF worker."""
-  children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-  names = {int(c): pathlib.Path(f'/proc/{c}/comm').read_text().strip() for c in children}
-  (worker,) = [child for child, name in names.items() if name.startswith('worker_')]
+  (worker,) = workers_of(process)
   return worker
 
 

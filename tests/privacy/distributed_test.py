@@ -12,7 +12,7 @@ import tensorflow_federated as tff
 
 from privacy.aggregators import build_dp_aggregator, build_dp_sum
 from privacy.distributed import add_skellam
-from privacy.noise import DeviceSeeds, FreshSeeds
+from privacy.noise import FreshSeeds
 from privacy.quantization import decode, encode, wrap
 from privacy.secure_sum import Rounding, SecureSumSpec
 from privacy.skellam import MOST_VARIANCE
@@ -155,7 +155,7 @@ def test_noise_beyond_the_modulus_is_off_by_a_multiple_of_it():
 @pytest.mark.parametrize('variance', [0.5, 4.0, 1e3])
 def test_noise_is_skellam(variance):
   zeros = [tf.zeros([20_000], tf.int64)] * 2
-  one, other = add_skellam(zeros, variance, DeviceSeeds().next(())[0])
+  one, other = add_skellam(zeros, variance, FreshSeeds().next(())[0])
   _check_skellam(one, variance)
   _check_skellam(other, variance)
   check_uncorrelated(one, other)

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_federated as tff
 
-from privacy.noise import DeviceSeeds, FreshSeeds, GaussianNoise, SeedChain, skellam
+from privacy.noise import FreshSeeds, GaussianNoise, SeedChain, skellam
+from tasks.worker import LocalWorker
 from tests.privacy.scale import check_scale, check_uncorrelated
 
 SPECS = collections.OrderedDict(a=tf.TensorSpec([80, 50]), b=[tf.TensorSpec([80, 50])])
@@ -19,15 +22,7 @@ def _draw(noise, state):
   return np.stack([value['a'], value['b'][0]]), state
 
 
-@pytest.fixture
-def same_nonces(monkeypatch):
-  """Makes the nonce a constant, so that only the key is left."""
-  monkeypatch.setattr(
-    tf.raw_ops, 'NonDeterministicInts', lambda shape, dtype: tf.ones(shape, dtype)
-  )
-
-
-@pytest.mark.parametrize('seeds', [FreshSeeds(), SeedChain(None), SeedChain((5, 0)), DeviceSeeds()])
+@pytest.mark.parametrize('seeds', [FreshSeeds(), SeedChain(None), SeedChain((5, 0))])
 def test_scale_and_independence(seeds):
   noise = GaussianNoise(SPECS, 3.0, seeds)
   first, state = _draw(noise, noise.initialize())
@@ -67,17 +62,14 @@ def test_an_insecure_seed_repeats():
   check_uncorrelated(draws[0], draws[2])
 
 
-@pytest.mark.parametrize('seeds', [FreshSeeds, lambda: SeedChain(None)])
-def test_the_key_alone_makes_the_noise_secret(seeds, same_nonces):
-  one, other = (GaussianNoise(SPECS, 1.0, seeds()) for _ in range(2))
-  first, again, second = (_draw(n, n.initialize())[0] for n in (one, one, other))
-  np.testing.assert_array_equal(first, again)
-  check_uncorrelated(first, second)
-
-
-def test_a_graph_and_its_nonces_do_not_tell_the_seeds_of_a_device(same_nonces):
+@pytest.mark.parametrize('build', [lambda: FreshSeeds().next(())[0], SeedChain(None).initialize])
+def test_a_graph_does_not_tell_its_seeds(build, monkeypatch):
   # Nothing drawn while the graph is made, and nothing from TensorFlow's generators.
-  graph = tf.function(lambda: DeviceSeeds().next(())[0])
+  monkeypatch.setattr(
+    tf.raw_ops, 'NonDeterministicInts', lambda shape, dtype: tf.ones(shape, dtype)
+  )
+  graph, same = tf.function(build), tf.function(build)
+  assert _definition(graph) == _definition(same)
   seeds = np.array([graph() for _ in range(200)])
   assert len(set(map(tuple, seeds))) == 200
   # 63 bits in each half, 0 and 1 about equally often.
@@ -85,6 +77,30 @@ def test_a_graph_and_its_nonces_do_not_tell_the_seeds_of_a_device(same_nonces):
   means = np.sort(bits.mean(0).ravel())
   np.testing.assert_array_equal(means[:2], [0, 0])
   assert np.all(np.abs(means[2:] - 0.5) < 0.25)
+
+
+def _definition(graph):
+  # Without `f`: the name of a function counts up.
+  nodes = graph.get_concrete_function().graph.as_graph_def().node
+  return [(n.op, sorted((k, str(v)) for k, v in n.attr.items() if k != 'f')) for n in nodes]
+
+
+def test_two_seeds_of_one_graph_differ():
+  # An optimizer of graphs would merge equal operations that have no state.
+  seeds = FreshSeeds()
+  first, second = tf.function(lambda: (seeds.next(())[0], seeds.next(())[0]))()
+  assert len({*first.numpy(), *second.numpy()}) == 4
+
+
+def test_a_worker_and_another_never_repeat_noise(tff_runtime):
+  noise = GaussianNoise(SPECS, 1.0, FreshSeeds())
+  draw = tff.tensorflow.computation(lambda: (noise.next(())[0], SeedChain(None).initialize()))
+  draws = [draw() for _ in range(2)]
+  with LocalWorker(1):
+    draws.append(draw())
+  for one, other in itertools.combinations(draws, 2):
+    check_uncorrelated(np.asarray(one[0]['a']), np.asarray(other[0]['a']))
+    assert not set(one[1]) & set(other[1])
 
 
 def test_skellam_noise_has_its_variance_and_no_mean():

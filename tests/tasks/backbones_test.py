@@ -228,16 +228,6 @@ def test_full_disk_is_an_error_of_the_machine(preset, tmp_path, monkeypatch):
   assert _conversions(tmp_path) == []
 
 
-def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-  monkeypatch.setenv('HETLORA_CACHE', str(tmp_path / 'a'))
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'b'))
-  assert backbones.cache_directory() == tmp_path / 'a'
-  monkeypatch.delenv('HETLORA_CACHE')
-  assert backbones.cache_directory() == tmp_path / 'b' / 'hetlora_tff'
-  monkeypatch.delenv('XDG_CACHE_HOME')
-  assert backbones.cache_directory() == pathlib.Path.home() / '.cache' / 'hetlora_tff'
-
-
 def _random_adapters(layers):
   rng = np.random.default_rng(3)
 

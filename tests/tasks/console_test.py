@@ -44,8 +44,8 @@ def test_round_shows_who_pruned_and_who_failed(shown):
 def test_evaluation_names_the_base_and_the_round(capsys, monkeypatch):
   monkeypatch.setenv('COLUMNS', '200')
   with Progress() as progress:
-    progress.show_evaluation(0, {'perplexity': 12.34})
-    progress.show_evaluation(5, {'perplexity': 9.5, 'rouge_l': 0.25})
+    progress.show_evaluation(0, {'eval_perplexity': 12.34})
+    progress.show_evaluation(5, {'eval_perplexity': 9.5, 'eval_rouge_l': 0.25})
   first, second = capsys.readouterr().err.splitlines()
   assert first.startswith('untuned base: held-out perplexity 12.3')
   assert 'RougeL' not in first
@@ -63,3 +63,18 @@ def test_resumed_run_says_where_it_goes_on(capsys):
 
 def test_ranks_are_left_out_where_they_mean_nothing(shown):
   assert 'rank' not in shown(mean_rank='')
+
+
+def test_private_round_is_done_and_no_more(capsys):
+  with Progress() as progress:
+    progress.start_rounds(0, 4)
+    progress.show_round(2, {'round': 2, 'eval_perplexity': 9.5})
+  assert capsys.readouterr().err == 'round 2: noised\n'
+
+
+def test_quiet_is_quiet(capsys):
+  with Progress(quiet=True) as progress:
+    progress.start_rounds(3, 4)
+    progress.say('Loading ...')
+    progress.show_round(4, _ROW, np.array([4]))
+  assert capsys.readouterr() == ('', '')

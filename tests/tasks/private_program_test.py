@@ -3,6 +3,7 @@
 """Private runs of the program in this process; `tests/integration` runs the command."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import json
@@ -16,11 +17,11 @@ import tensorflow as tf
 import privacy
 from hetlora_tff.clients import training
 from privacy import accounting, events
-from tasks import compare, program, registry, samplers
+from tasks import compare, console, program, registry, samplers
 from tasks.errors import UserError
 from tasks.experiment import Experiment
 from tests.integration import tiny_world
-from tests.tasks import shared_builds
+from tests.tasks import kills, shared_builds
 
 # The tiny task trains six clients.
 _PRIVATE = {
@@ -51,9 +52,11 @@ def preset_fixture(tmp_path_factory, tff_runtime):
     yield tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
 
 
-def _train(preset, directory, *, resume=False, **changes):
+def _train(preset, directory, *, resume=False, verbosity=console.Verbosity.NORMAL, **changes):
   config = tiny_world.run_config(preset, **{**_PRIVATE, **changes})
-  return program.train(config, directory, resume=resume, command=['hetlora', 'train'])
+  return program.train(
+    config, directory, resume=resume, command=['hetlora', 'train'], verbosity=verbosity
+  )
 
 
 def _rows(directory):
@@ -91,8 +94,10 @@ def known_fixture():
 def private_fixture(preset, known, tmp_path_factory):
   """A finished run under Poisson sampling."""
   directory = tmp_path_factory.mktemp('private') / 'run'
-  with shared_builds.own_worker():  # Which may log what it is given.
-    _train(preset, directory)
+  shown = directory.parent / 'shown'
+  # A worker of its own may log what it is given.
+  with shared_builds.own_worker(), shown.open('w') as file, contextlib.redirect_stderr(file):
+    _train(preset, directory, verbosity=console.Verbosity.VERBOSE)
   return directory
 
 
@@ -150,6 +155,45 @@ def test_what_was_drawn_and_single_held_out_clients_are_secret(private):
   key = (private / 'secrets' / 'sampling').read_bytes()
   public = {p: c for p, c in _all_bytes(private).items() if 'secrets' not in p.parts}
   assert not [p for p, content in public.items() if key in content or key.hex().encode() in content]
+
+
+def test_log_is_secret_and_the_screen_shows_no_time(private, known):
+  path = private / 'secrets' / 'log.jsonl'
+  assert stat.S_IMODE(path.stat().st_mode) == 0o600
+  assert not (private / 'log.jsonl').exists()
+  events = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [e['round'] for e in events if e['event'] == 'round_finished'] == [1, 2, 3]
+  shown = (private.parent / 'shown').read_text()
+  assert 'round_finished round=1\n' in shown
+  assert 'checkpoint_saved round=1\n' in shown
+  assert 'seconds' not in shown
+  assert 'clients=' not in shown
+  assert not [number for number in known if number in shown.encode()]
+
+
+@pytest.mark.slow
+def test_every_start_counts_through_ten_kills(preset, tmp_path, monkeypatch):
+  directory, trained = tmp_path / 'run', collections.Counter()
+  client_data = Experiment.client_data
+
+  def count(self, cohort, ranks, number):
+    trained[number] += 1
+    return client_data(self, cohort, ranks, number)
+
+  monkeypatch.setattr(Experiment, 'client_data', count)
+
+  def run(began):
+    _train(preset, directory, resume=began and (directory / 'config.json').exists())
+
+  kills.run_through_kills(10, run)
+  assert [row['round'] for row in _rows(directory)] == list('0123')
+  assert trained.total() > 3
+  ledger = privacy.Ledger(directory / 'ledger.jsonl')
+  counted = collections.Counter(entry['round'] for entry in ledger.rounds)
+  assert all(counted[number] >= times for number, times in trained.items())
+  assert set(counted) == {1, 2, 3}
+  epsilon = privacy.epsilon(ledger.event(amplified=True), 0.01)
+  assert _report(directory)['headline']['epsilon'] == pytest.approx(epsilon, rel=1e-3)
 
 
 def test_report_has_the_epsilon_of_the_rounds_that_were_started(private):

@@ -16,7 +16,7 @@ from tasks import artifacts, checkpoints, console, program, registry
 from tasks.errors import UserError
 from tasks.federated_text import FederatedText
 from tests.integration import tiny_world
-from tests.tasks import shared_builds
+from tests.tasks import kills, shared_builds
 
 _ADAPTER = 'adapter/adapter_model.safetensors'
 _ROUNDS = 3
@@ -32,9 +32,10 @@ def world_fixture(tmp_path_factory, tff_runtime):
     shared_builds.share(patch)
     preset = tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
 
-    def train(directory, *, resume=False, **changes):
+    def train(directory, *, resume=False, options=None, **changes):
       config = tiny_world.run_config(preset, **{'rounds': _ROUNDS, **changes})
-      return program.train(config, directory, resume=resume, command=['hetlora', 'train'])
+      command = ['hetlora', 'train']
+      return program.train(config, directory, resume=resume, command=command, **(options or {}))
 
     yield train
 
@@ -56,6 +57,10 @@ def copy_fixture(finished, tmp_path):
 def _rows(path):
   with open(path, newline='') as file:
     return list(csv.DictReader(file))
+
+
+def _log(directory):
+  return [json.loads(line) for line in (directory / 'log.jsonl').read_text().splitlines()]
 
 
 def _tensors(directory):
@@ -84,6 +89,24 @@ def test_run_leaves_the_files_of_the_contract(finished):
   environment = json.loads((finished / 'environment.json').read_text())
   assert environment['packages']['tensorflow-federated']
   assert set(environment['inputs']) == {'backbone_sha256', 'data_sha256'}
+
+
+def test_log_tells_what_happened_when(finished):
+  events = [(line['event'], line.get('round')) for line in _log(finished)]
+  in_order = [event for event in events if event[0] not in ('note', 'checkpoint_saved')]
+  assert in_order == [
+    ('started', None), ('evaluated', 0),
+    ('round_started', 1), ('round_finished', 1),
+    ('round_started', 2), ('evaluated', 2), ('round_finished', 2),
+    ('round_started', 3), ('evaluated', 3), ('round_finished', 3),
+    ('finished', None),
+  ]  # fmt: skip
+  saved = [number for event, number in events if event == 'checkpoint_saved']
+  assert saved == [0, 1, 2, 3]
+  # That of a round while the next one trains, and before anything is told of it.
+  for number in (1, 2):
+    assert events.index(('checkpoint_saved', number)) < events.index(('round_finished', number + 1))
+  assert all(line['seconds'] > 0 for line in _log(finished) if line['event'] == 'round_finished')
 
 
 def test_adapter_is_for_hugging_face_and_names_no_local_base(finished):
@@ -162,9 +185,10 @@ def test_resume_after_an_interruption_equals_the_undisturbed_run(
     patch.setattr(console.Progress, 'show_round', interrupt)
     with pytest.raises(KeyboardInterrupt):
       world(directory)
-  assert [row['round'] for row in _rows(directory / 'metrics.csv')] == ['0', '1', '2']
-  # A kill may come between a round's metrics and its checkpoint, and may tear the checkpoint.
-  (directory / 'metrics.csv').open('a').write('3,9.9,,,,1,1,1,1,')
+  # It came between the row of a round and its checkpoint. A kill may tear both.
+  rows = (directory / 'metrics.csv').read_text()
+  assert rows.splitlines()[-1].startswith('3,')
+  (directory / 'metrics.csv').write_text(rows[:-5])
   (directory / 'checkpoints' / 'round_3_temp17').mkdir()
   for part in (directory / 'checkpoints' / 'round_2' / 'variables').iterdir():
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
@@ -177,15 +201,64 @@ def test_resume_after_an_interruption_equals_the_undisturbed_run(
 
 
 @pytest.mark.slow
-def test_checkpoint_that_cannot_be_written_is_one_line(world, tmp_path, monkeypatch):
-  async def full(*unused):
-    raise tf.errors.ResourceExhaustedError(None, None, 'x.tmp; No space left on device\nmore')
+def test_killed_ten_times_the_run_ends_as_if_undisturbed(world, finished, tmp_path):
+  directory = tmp_path / 'run'
 
-  monkeypatch.setattr(checkpoints.tff.program.FileProgramStateManager, 'save', full)
-  with pytest.raises(UserError) as caught:
-    world(tmp_path / 'run')
-  assert 'No space left on device' in str(caught.value)
+  def run(began):
+    world(directory, resume=began and (directory / 'config.json').exists())
+
+  kills.run_through_kills(10, run)
+  assert _numbers(directory) == _numbers(finished)
+  events = [line['event'] for line in _log(directory)]
+  assert events.count('failed') == 10
+  assert events.count('started') >= 1
+  assert events[-1] == 'finished'
+
+
+@pytest.mark.slow
+def test_workers_stand_in_for_the_process(world, finished, tmp_path, monkeypatch, capsys):
+  asked = []
+
+  class Rounds:
+    """Says what it was asked for, and trains here."""
+
+    def __init__(self, process, workers, *, backbone, token, say):
+      asked.append((workers, backbone.class_name, token, callable(say)))
+      self.next = process.next
+
+  monkeypatch.setattr(program, 'RemoteRounds', Rounds)
+  directory = tmp_path / 'run'
+  options = {
+    'workers': ['a:1', 'b:2'], 'token': 'open sesame', 'tensorboard': True,
+    'verbosity': console.Verbosity.QUIET,
+  }  # fmt: skip
+  world(directory, options=options)
+  assert asked == [(['a:1', 'b:2'], 'GPT2Backbone', 'open sesame', True)]
+  assert _tensors(directory) == _tensors(finished)
+  assert json.loads((directory / 'config.json').read_text())['deviation_from_exact'] is False
+  assert not any(row['deviation_from_exact'] for row in _rows(directory / 'metrics.csv'))
+  assert list((directory / 'tensorboard').iterdir())
+  assert capsys.readouterr().err == ''
+  assert not [p for p in directory.rglob('*') if p.is_file() and b'sesame' in p.read_bytes()]
+
+
+@pytest.mark.slow
+def test_round_is_not_told_unless_the_one_before_is_kept(world, tmp_path, monkeypatch):
+  save = checkpoints.tff.program.FileProgramStateManager.save
+
+  async def full(self, state, version):
+    if version == 2:
+      raise tf.errors.ResourceExhaustedError(None, None, 'x.tmp; No space left on device\nmore')
+    await save(self, state, version)
+
+  directory = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.tff.program.FileProgramStateManager, 'save', full)
+    with pytest.raises(UserError, match=r'Cannot save round 2 .* round 1 is kept') as caught:
+      world(directory)
   assert '\n' not in str(caught.value)
+  assert [row['round'] for row in _rows(directory / 'metrics.csv')] == ['0', '1', '2']
+  assert (_log(directory)[-1]['event'], _log(directory)[-1]['level']) == ('failed', 'error')
 
 
 @pytest.mark.slow
@@ -215,10 +288,10 @@ def test_finished_run_can_be_resumed_shortened_never(world, finished, copy):
     raise UserError('stopped')
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(program._Run, 'one_round', stop)
+    patch.setattr(program._Run, '_one_round', stop)
     with pytest.raises(UserError, match='stopped'):
       world(copy, resume=True, rounds=4)
-  with pytest.raises(UserError, match=r'holds no finished run \(no summary\.json\)'):
+  with pytest.raises(UserError, match=r'holds an unfinished run \(no summary\.json\)'):
     program.evaluate_run(copy)
   world(copy, resume=True, rounds=4)
   assert [row['round'] for row in _rows(copy / 'metrics.csv')] == list('01234')
@@ -310,7 +383,7 @@ def test_fallback_to_own_names_is_said(world, tmp_path, monkeypatch, capsys):
 
 
 def test_evaluate_needs_a_finished_run(tmp_path):
-  with pytest.raises(UserError, match='holds no finished run'):
+  with pytest.raises(UserError, match=r'holds no run \(no config\.json\)'):
     program.evaluate_run(tmp_path)
 
 

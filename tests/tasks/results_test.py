@@ -62,15 +62,15 @@ def test_accuracy_does_not_wait_for_writing():
   assert set(labelled['scores']) == {'accuracy'}  # Labels are no text.
 
 
-def test_row_has_what_was_measured_and_is_allowed():
+def test_row_has_what_was_measured():
   plain = _evaluate(written=_WRITTEN)
-  row = results.evaluation_row(plain, single_clients=True)
+  row = results.evaluation_row(plain)
   assert row['eval_rouge_1'] == row['eval_rouge_l'] == plain['rouge_l']
   assert row['eval_client_perplexity_worst_decile'] == pytest.approx(math.exp(4))
   labelled = _evaluate(accuracy={'a': 0.5})
-  guarded = results.evaluation_row(labelled, single_clients=False)
-  assert set(guarded) == {
+  assert set(results.evaluation_row(labelled)) == {
     'eval_loss', 'eval_perplexity', 'eval_client_perplexity_mean', 'eval_accuracy',
+    'eval_client_perplexity_worst_decile',
   }  # fmt: skip
 
 

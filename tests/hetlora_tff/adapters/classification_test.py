@@ -138,7 +138,7 @@ def test_fresh_adapters_know_no_label_and_can_begin_to_learn(model, loss_fn):
 def test_adapters_with_a_head_are_exported_and_read_back(frozen, tmp_path):
   adapters = _adapters(2, moved='')
   naming = peft.save_peft_adapter(tmp_path, adapters, CONFIG, architecture=frozen.class_name)
-  assert naming == peft.OWN_NAMES
+  assert naming == peft.HUGGING_FACE_NAMES
   back = peft.load_peft_adapter(tmp_path).factors
   assert list(back) == list(adapters)
   for path, pair in adapters.items():

@@ -54,7 +54,30 @@ class HuggingFaceNamesTest(parameterized.TestCase):
     ('sibling_size_unknown', 'Phi3Backbone', 'transformer_layer_0/attention/query', None),
   )
   def test_no_place(self, architecture, path, num_heads):
-    self.assertIsNone(_place(architecture, {path: (2, 8)}, num_heads))
+    self.assertEmpty(_place(architecture, {path: (2, 8)}, num_heads))
+
+  def test_a_module_without_a_place_leaves_the_others_theirs(self):
+    path = 'transformer_layer_0/feedforward_output'
+    self.assertEqual(list(_place('GPT2Backbone', {path: (2, 8), 'classifier': (2, 3)})), [path])
+
+  @parameterized.parameters(
+    ('transformer.h.1.attn.c_attn', True),
+    ('h.1.attn.c_attn', True),
+    ('model.transformer.h.1.attn.c_attn', True),
+    ('h.11.attn.c_attn', False),
+    ('xh.1.attn.c_attn', False),
+    ('attn.c_attn', False),
+  )
+  def test_classes_differ_in_what_stands_before_a_layer(self, name, same):
+    theirs = 'transformer.h.1.attn.c_attn'
+    self.assertEqual(huggingface_names.same_module(name, theirs), same)
+
+  def test_only_causal_models_have_our_head(self):
+    heads = {
+      name: huggingface_names.find(f'{name}Backbone').head
+      for name in ('GPT2', 'Mistral', 'Bert', 'Bart')
+    }
+    self.assertEqual(heads, {'GPT2': 'score', 'Mistral': 'score', 'Bert': None, 'Bart': None})
 
 
 if __name__ == '__main__':

@@ -8,12 +8,14 @@ from unittest import mock
 
 import numpy as np
 import safetensors.numpy
+import safetensors.tensorflow
 import tensorflow as tf
 from absl.testing import parameterized
 
 from hetlora_tff.adapters import config as config_lib
 from hetlora_tff.adapters import factors as factors_lib
 from hetlora_tff.adapters import peft
+from hetlora_tff.adapters.classification import CLASSIFIER
 
 QUERY = 'transformer_layer_0/self_attention/query'
 VALUE = 'transformer_layer_0/self_attention/value'
@@ -46,6 +48,10 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
 
   def _edit_config(self, **changes):
     (self.directory / peft.CONFIG_FILE).write_text(json.dumps({**self._config(), **changes}))
+
+  def _drop_layout(self):
+    """Makes the file one of others."""
+    safetensors.numpy.save_file(self._tensors(), self.directory / peft.WEIGHTS_FILE)
 
   def _delta(self, module):
     """The weight update [d_out, d_in] that PEFT computes from the files."""
@@ -213,6 +219,51 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(loaded.config['scaling'], 8.0)
     self.assertEqual(loaded.config['targets'], ('q_proj',))
 
+  def test_modules_of_several_scales_get_one(self):
+    factors = _factors([QUERY, VALUE, 'transformer_layer_0/self_attention/key'])
+    peft.save_peft_adapter(self.directory, factors, CONFIG)
+    self._edit_config(alpha_pattern={'value': 15.0})
+    loaded = peft.load_peft_adapter(self.directory)
+    self.assertEqual(loaded.config['scaling'], CONFIG.scaling)
+    for path, pair in factors.items():
+      times = 2.5 if path == VALUE else 1.0
+      self.assertAllClose(loaded.factors[path].b, times * pair.b)
+      self.assertAllEqual(loaded.factors[path].a, pair.a)
+
+  @parameterized.parameters(tf.float16, tf.bfloat16)
+  def test_reads_half_precision(self, dtype):
+    peft.save_peft_adapter(self.directory, _factors([QUERY]), CONFIG)
+    halves = {key: tf.cast(value, dtype) for key, value in self._tensors().items()}
+    safetensors.tensorflow.save_file(halves, self.directory / peft.WEIGHTS_FILE)
+    (module,) = peft.load_peft_adapter(self.directory).factors
+    loaded = peft.load_peft_adapter(self.directory).factors[module]
+    a, b = (tf.cast(half, tf.float32) for _, half in sorted(halves.items()))
+    self.assertAllEqual(loaded.a, a)
+    self.assertAllEqual(loaded.b, b)
+    self.assertEqual((loaded.a.dtype, loaded.b.dtype), (np.float32, np.float32))
+
+  @parameterized.parameters(('GPT2Backbone', ['score']), ('BertBackbone', None))
+  def test_a_classifier_is_a_matrix_where_hugging_face_has_one(self, architecture, heads):
+    factors = {**_factors(), CLASSIFIER: _factors([CLASSIFIER], d_out=5)[CLASSIFIER]}
+    names = peft.save_peft_adapter(self.directory, factors, CONFIG, architecture=architecture)
+    self.assertEqual(names, peft.HUGGING_FACE_NAMES)
+    written = self._config()
+    self.assertEqual(written['modules_to_save'], heads)
+    self.assertEqual(written['task_type'], 'SEQ_CLS' if heads else 'FEATURE_EXTRACTION')
+    self.assertNotIn(CLASSIFIER, written['target_modules'])
+    matrix = self._tensors().get('base_model.model.score.weight')
+    if heads:
+      self.assertAllClose(matrix, self._our_delta(factors[CLASSIFIER]), rtol=1e-5, atol=1e-5)
+    else:
+      self.assertIsNone(matrix)
+    self._assert_round_trip(factors)
+
+  def test_an_adapter_that_is_pickled_is_not_read(self):
+    peft.save_peft_adapter(self.directory, _factors(), CONFIG)
+    (self.directory / peft.WEIGHTS_FILE).rename(self.directory / 'adapter_model.bin')
+    with self.assertRaisesRegex(ValueError, 'safe_serialization'):
+      peft.load_peft_adapter(self.directory)
+
   def test_a_failed_write_keeps_the_old_file(self):
     factors = _factors()
     peft.save_peft_adapter(self.directory, factors, CONFIG)
@@ -235,7 +286,7 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
       peft.save_peft_adapter(self.directory, factors, CONFIG)
 
   @parameterized.named_parameters(
-    ('dtype', lambda tensors, a: {a: tensors[a].astype(np.float16)}, 'is F16'),
+    ('dtype', lambda tensors, a: {a: tensors[a].astype(np.float64)}, 'is F64'),
     ('not_finite', lambda tensors, a: {a: tensors[a] * np.nan}, 'not finite'),
     ('shape', lambda tensors, a: {a: tensors[a][0]}, r'lora_A \[r, d_in\]'),
     ('rank', lambda tensors, a: {a: tensors[a][:2]}, r'lora_A \[r, d_in\]'),
@@ -260,12 +311,17 @@ class PeftTest(tf.test.TestCase, parameterized.TestCase):
     ('alpha', {'lora_alpha': -1}, 'lora_alpha'),
     ('dora', {'use_dora': True}, 'use_dora'),
     ('bias', {'bias': 'all'}, 'bias'),
-    ('two_scales', {'alpha_pattern': {'query': 99}}, 'one scale'),
+    ('trained_head', {'modules_to_save': ['score']}, 'modules_to_save'),
+    ('tokens', {'trainable_token_indices': [1]}, 'trainable_token_indices'),
+    ('start', {'init_lora_weights': 'pissa'}, 'init_lora_weights'),
+    ('pattern', {'rank_pattern': {'(': 2}}, 'no regular expression'),
+    ('pattern_list', {'rank_pattern': [2]}, 'must map'),
     ('targets', {'target_modules': None}, 'target_modules'),
   )
   def test_refuses_other_configurations(self, changes, message):
     peft.save_peft_adapter(self.directory, _factors(), CONFIG)
     self._edit_config(**changes)
+    self._drop_layout()
     with self.assertRaisesRegex(ValueError, message) as raised:
       peft.load_peft_adapter(self.directory)
     self.assertIn(peft.CONFIG_FILE, str(raised.exception))

@@ -17,7 +17,7 @@ from privacy.secagg import tcp
 from privacy.secagg.errors import BelowThresholdError
 from privacy.secagg.parameters import Mode, ProtocolSpec
 
-_ROOT = pathlib.Path(__file__).resolve().parents[3]
+_ROOT = pathlib.Path(__file__).parents[3]
 _LENGTH, _BITS = 5_000, 20
 _PHASES = {
   'share_keys': 'sharing keys',
