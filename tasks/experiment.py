@@ -107,7 +107,7 @@ class Experiment:
   def initial_state(self, process: hetlora_tff.HetLoraProcess) -> Any:
     """The server's state before the first round."""
     state = process.initialize()
-    if self.initial_adapters is None:
+    if self.initial_adapters is None or process.layout is None:
       return state
     weights = process.layout.weights(self.initial_adapters)
     return state._replace(global_model_weights=tf.nest.map_structure(np.asarray, weights))

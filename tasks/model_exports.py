@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from hetlora_tff import staging
 from hetlora_tff.export import keras_file, preset, saved_model, tflite
 from hetlora_tff.export.merged import ExportError, MergedModel, merge
-from tasks import artifacts, backbones
+from tasks import backbones
 from tasks.errors import UserError
+from tasks.experiment import LABELS
 from tasks.exported_run import ExportedRun
 
 
@@ -97,7 +98,7 @@ def _export(
         tokenizer = run.base.tokenizer.keras_tokenizer
         backbones.save_tokenizer(tokenizer, draft / backbones.TOKENIZER)
       if run.labels:
-        (draft / artifacts.LABELS).write_text(json.dumps(run.labels, indent=1), 'utf-8')
+        (draft / LABELS).write_text(json.dumps(run.labels, indent=1), 'utf-8')
   except ExportError as error:
     raise UserError(f'Cannot export {run.directory}: {error}') from error
 

@@ -8,6 +8,7 @@ keras-nlp's own `save_to_preset` refuses to work on Keras 2, although its `from_
 import importlib.metadata
 import json
 import pathlib
+import warnings
 import zipfile
 
 import keras_nlp
@@ -53,7 +54,10 @@ def save_preset(directory: pathlib.Path, model: MergedModel) -> None:
   # `save_weights` lets HDF5 end the process when the disk is full; a `.keras` file is made in
   # memory and has the same weights in it.
   archive = directory / 'model.keras'
-  backbone.save(archive)
+  with warnings.catch_warnings():
+    # Of Keras about properties that it reads itself.
+    warnings.simplefilter('ignore')
+    backbone.save(archive)
   with zipfile.ZipFile(archive) as file:
     file.extract(_WEIGHTS, directory)
   archive.unlink()

@@ -71,6 +71,7 @@ _OTHER = {
   'rank_assignment': 'data_size',
   'rank_tiers': {4: 0.5, 8: 0.5},
   'rank_file': '/ranks.csv',
+  'initial_adapter': '/adapter',
   'task': 'other',
   'client_learning_rate': 0.5,
   'rank_exponent': 0.5,
@@ -382,3 +383,13 @@ def test_bad_rank_file_is_refused_before_anything_is_loaded(run, tmp_path, monke
   )  # fmt: skip
   assert code == 2
   assert "line 1: client 'a' must have a rank in [1, 32]" in error
+
+
+def test_options_of_operation_reach_the_program(program, run, tmp_path):
+  (tmp_path / 'token').write_text('x' * 32)
+  words = ['--workers', 'a:1, b:2', '--token-file', 'token', '--tensorboard', '--verbose']
+  assert run('train', '--output-dir', 'd', *words)[0] == 0
+  options = program.calls[0][1]
+  assert (options['workers'], options['token']) == (['a:1', 'b:2'], 'x' * 32)
+  assert (options['verbosity'].name, options['tensorboard']) == ('VERBOSE', True)
+  assert run('train', '--output-dir', 'd', '--quiet', '--verbose')[0] == 2

@@ -110,6 +110,7 @@ _OUT_OF_RANGE = [
   ('rank_tiers', {4: 1.5, 8: -0.5}),
   ('rank_tiers', {4: float('nan'), 8: 1.0}),
   ('rank_file', ''),
+  ('initial_adapter', ''),
   ('rank_exponent', 0.0),
   ('alpha', 0.0),
   ('alpha', float('inf')),
@@ -304,7 +305,7 @@ def test_every_method_is_settled_and_what_is_settled_settles_to_itself(method, t
   always = {'privacy', 'sampling', 'secure_aggregation'}
   assert without >= {field.name for field in _private_fields()} - always
   without -= {field.name for field in _private_fields()} | {*DATA_KEYS, 'max_target_tokens'}
-  assert without - {'rank_tiers', 'rank_file', 'rank_exponent'} == (
+  assert without - {'rank_tiers', 'rank_file', 'rank_exponent', 'initial_adapter'} == (
     {
       'targets',
       'alpha',
@@ -387,3 +388,12 @@ def test_the_smallest_rank_stays_below_a_small_largest_one():
   assert [config.RunConfig(max_rank=rank).min_rank for rank in (1, 2, 4, 8, 32)] == [1, 1, 2, 4, 4]
   with pytest.raises(UserError, match='--min-rank 3 is above --max-rank 2'):
     config.RunConfig(max_rank=2, min_rank=3)
+
+
+def test_paths_are_absolute_and_names_of_presets_are_not(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'backbone').mkdir()
+  resolved = config_files.resolve(None, {'backbone': 'backbone', 'initial_adapter': 'run/adapter'})
+  assert resolved.backbone == str(tmp_path / 'backbone')
+  assert resolved.initial_adapter == str(tmp_path / 'run' / 'adapter')
+  assert config_files.resolve(None, {'backbone': 'gpt2_base_en'}).backbone == 'gpt2_base_en'

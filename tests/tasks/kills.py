@@ -13,17 +13,18 @@ class Killed(BaseException):
   """What no part of a run may catch and go on."""
 
 
-def run_through_kills(times: int, run: Callable[[bool], object]) -> None:
+def run_through_kills(times: int, apart: int, run: Callable[[bool], object]) -> None:
   """Runs, kills and resumes so many times, and then to the end.
 
   Args:
     times: of kills.
+    apart: most files that are put on disk between two of them.
     run: begins the run, or goes on with it if its argument says so.
   """
   moments, began = random.Random(7), False
   for _ in range(times):
     with pytest.MonkeyPatch.context() as patch:
-      _kill_at(patch, moments.randint(1, 12))
+      _kill_at(patch, moments.randint(1, apart))
       with pytest.raises(Killed):
         run(began)
     began = True

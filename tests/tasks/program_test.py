@@ -207,7 +207,7 @@ def test_killed_ten_times_the_run_ends_as_if_undisturbed(world, finished, tmp_pa
   def run(began):
     world(directory, resume=began and (directory / 'config.json').exists())
 
-  kills.run_through_kills(10, run)
+  kills.run_through_kills(10, 12, run)
   assert _numbers(directory) == _numbers(finished)
   events = [line['event'] for line in _log(directory)]
   assert events.count('failed') == 10
