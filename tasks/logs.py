@@ -81,6 +81,9 @@ class RunLog:
   def __enter__(self) -> 'RunLog':
     self._resources.callback(_LOGGER.setLevel, _LOGGER.level)
     _LOGGER.setLevel(logging.INFO)
+    # absl, which TensorFlow brings, prints whatever reaches the root.
+    self._resources.callback(setattr, _LOGGER, 'propagate', _LOGGER.propagate)
+    _LOGGER.propagate = False
     self._add(_LineFile(self._path))
     if self._show is not None:
       self._add(_Screen(self._say, self._show))

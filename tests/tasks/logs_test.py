@@ -78,18 +78,21 @@ def test_events_are_shown_with_the_fields_that_may_be(path, said):
   assert len(said) == 3
 
 
-def test_other_handlers_hear_it_and_none_of_ours_stays(path, said, caplog):
-  logger = logging.getLogger('hetlora')
-  before = logger.level, list(logger.handlers)
+def test_handlers_of_its_logger_hear_it_and_those_of_the_root_do_not(path, said, caplog):
+  logger, mine = logging.getLogger('hetlora'), caplog.handler.__class__()
+  logger.addHandler(mine)
+  before = logger.level, logger.propagate, list(logger.handlers)
   with RunLog(path, said.append) as log:
     log.say('Building ...')
     log.event(Event.ROUND_STARTED, round=1)
     logging.getLogger('hetlora.mine').warning('of %s', 'mine')
-  assert [record.getMessage() for record in caplog.records] == [
+  assert [record.getMessage() for record in mine.records] == [
     'Building ...', 'round_started', 'of mine', 'finished',
   ]  # fmt: skip
+  assert caplog.records == []
   assert _lines(path)[2]['message'] == 'of mine'
-  assert (logger.level, logger.handlers) == before
+  assert (logger.level, logger.propagate, logger.handlers) == before
+  logger.removeHandler(mine)
 
 
 def test_full_disk_ends_the_run_with_the_name_of_the_file(path, said, monkeypatch):
