@@ -89,7 +89,8 @@ class DeployedProcess:
   def initial_state(self) -> Any:
     """The state to go on from: that of `initialize`, with the exported model weights, if any.
 
-    All else of it is new: what an aggregator or an optimizer had gathered stayed with the run.
+    Whose turn it is where factors alternate is part of the weights. All else is new: what an
+    aggregator or an optimizer had gathered stayed with the run.
     """
     state = self.initialize()
     if self._model_weights is None:
@@ -115,6 +116,7 @@ def save_daf(
   model_weights: Any = None,
   notes: Sequence[str] = (),
   privacy: Mapping[str, Any] | None = None,
+  requires: Mapping[str, Any] | None = None,
   verify: Callable[[DeployedProcess], Mapping[str, Any]] | None = None,
 ) -> DeployedProcess:
   """Compiles a learning process for deployment and writes it, all of it or nothing.
@@ -126,6 +128,7 @@ def save_daf(
     model_weights: `tff.learning.models.ModelWeights` of arrays, to go on from; None for none.
     notes: sentences on what the export leaves out or replaces.
     privacy: the mechanism inside, for those who account for the pipeline's rounds; as JSON.
+    requires: what a pipeline has to keep to: cohorts, sampling, normalisers; as JSON.
     verify: looks at the export as it was loaded again; what it returns becomes the `check` of the
       manifest, and where it raises, nothing is left.
 
@@ -148,7 +151,7 @@ def save_daf(
     arrays = manifests.flatten(state_type[_MODEL], model_weights)
     files[_WEIGHTS] = safetensors.numpy.save(arrays)
   manifest = manifests.describe(initialize, form, parts, map_reduce_form, backbone)
-  manifest |= {'privacy': privacy, 'notes': list(notes), 'check': None}
+  manifest |= {'privacy': privacy, 'requires': requires, 'notes': list(notes), 'check': None}
   manifest['files'] = {name: manifests.digest(data) for name, data in files.items()}
   with staging.staged(directory, 'an export', DeploymentError) as draft:
     for name, data in files.items():

@@ -28,7 +28,8 @@ _DISTRIBUTIONS = ('hetlora-tff', _TFF, 'tensorflow', 'keras-nlp', 'numpy')
 _FIELDS = {
   'versions': dict, 'type_signatures': dict, 'client_data': list, 'download': dict, 'upload': dict,
   'secure_sums': list, 'backbone': dict | None, 'map_reduce_form': bool | str,
-  'privacy': dict | None, 'notes': list, 'check': dict | None, 'files': dict,
+  'privacy': dict | None, 'requires': dict | None, 'notes': list, 'check': dict | None,
+  'files': dict,
 }  # fmt: skip
 
 

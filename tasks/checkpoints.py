@@ -78,7 +78,7 @@ class Checkpoints:
   ) -> None:
     try:
       self.settle()
-    except UserError as failure:
+    except (UserError, OSError) as failure:
       if kind is None:
         raise
       self._say(str(failure))  # Beside what ended the run.
@@ -168,7 +168,8 @@ def _reason(error: tf.errors.OpError | OSError) -> str:
 
 def _sync(directory: pathlib.Path) -> None:
   """Has everything under a directory, and its name, on disk; TFF leaves that to the system."""
-  for path in (*directory.rglob('*'), directory, directory.parent):
+  parents = (directory, directory.parent, directory.parent.parent)
+  for path in (*directory.rglob('*'), *parents):
     descriptor = os.open(path, os.O_RDONLY)
     try:
       os.fsync(descriptor)

@@ -13,6 +13,7 @@ import inspect
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import rich.console
@@ -71,6 +72,13 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
   print(' '.join(f'hetlora: {message}'.split()), file=sys.stderr)
   sys.exit(code)
+
+
+def _without(options: Sequence[str], words: Sequence[str]) -> list[str]:
+  """The words of a command line without some options and their values."""
+  kept = [word for word in words if not word.startswith(tuple(f'{name}=' for name in options))]
+  pairs = zip([None, *kept], kept, strict=False)
+  return [word for before, word in pairs if word not in options and before not in options]
 
 
 def _unset(name: str, kind: type, flag: Any) -> inspect.Parameter:
@@ -178,7 +186,7 @@ def train(
     resolved,
     output_dir,
     resume=resume,
-    command=['hetlora', *sys.argv[1:]],
+    command=['hetlora', *_without(('--workers', '--token-file'), sys.argv[1:])],
     workers=[address.strip() for address in workers.split(',')] if workers else [],
     token=remote_worker.read_token(token_file) if token_file else None,
     verbosity=Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL,
@@ -288,6 +296,9 @@ def worker(
   max_concurrent_clients: Annotated[
     int | None, typer.Option(help='Clients that train at a time; one per core by default.')
   ] = None,
+  backbone: Annotated[
+    str, typer.Option(help='Base model to have ready: that of the runs to come.')
+  ] = 'embedded',
   token_file: Annotated[
     pathlib.Path | None,
     typer.Option(help='File with what drivers must send; it is sent unencrypted.'),
@@ -301,7 +312,7 @@ def worker(
   import_program()
   from tasks import worker_server
 
-  worker_server.serve(host, port, max_concurrent_clients, token_file, log_file)
+  worker_server.serve(host, port, max_concurrent_clients, backbone, token_file, log_file)
 
 
 @app.command()

@@ -8,6 +8,7 @@ does rounds beside the run's own process before it counts.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,10 +19,21 @@ import tensorflow_federated as tff
 import hetlora_tff
 import privacy
 from hetlora_tff import deployment
-from tasks import config_files, dp_settings, exported_run, finished_run, run_inputs, same_rounds
+from privacy.banded import banded_coefficients
+from tasks import (
+  artifacts,
+  config_files,
+  dp_settings,
+  exported_run,
+  finished_run,
+  run_inputs,
+  same_rounds,
+  secure_settings,
+)
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.experiment import Experiment
+from tasks.files import read_json
 from tasks.run_directory import RunDirectory
 from tasks.worker import LocalWorker
 
@@ -34,6 +46,10 @@ _OWN_AGGREGATION = {
 _DEVICE_STATE = (
   'Device state is left out: a client trains at the rank in its data (`rank`, one int32), and the'
   ' rank that self-pruning leaves it is not handed back.'
+)
+_STATE = (
+  'A pipeline goes on from the weights of the run, and from whose turn it is where factors'
+  ' alternate; what server optimizer, adaptive clip and noise had gathered stays with the run.'
 )
 
 
@@ -93,6 +109,10 @@ def export_daf(
   experiment = Experiment(dataclasses.replace(config, **moved))
   with RunDirectory(directory, resume=True) as opened:
     run_inputs.check(experiment, opened)
+  try:
+    experiment.check_adapters(run.adapters)
+  except ValueError as error:
+    raise UserError(f'{directory / artifacts.ADAPTER}: {error}') from error
   notes += scale_to_production(experiment)
   with LocalWorker(2):
     say('Compiling the federated process ...')
@@ -101,10 +121,8 @@ def export_daf(
       say(note)
 
     def verify(deployed: deployment.DeployedProcess) -> Mapping[str, Any]:
-      say('Comparing rounds of the export with rounds of the run ...')
-      return same_rounds.compare(
-        process, deployed, _fixed_clients(experiment), repeats=_repeats(experiment.config)
-      )
+      say('Comparing rounds of the export with rounds of the run, of clients of random tokens ...')
+      return _check(experiment, process, deployed)
 
     try:
       deployed = deployment.save_daf(
@@ -114,6 +132,7 @@ def export_daf(
         model_weights=_model_weights(process, run),
         notes=notes,
         privacy=privacy_of(experiment.config),
+        requires=requirements(experiment.config, directory),
         verify=verify,
       )
     except ValueError as error:
@@ -145,7 +164,11 @@ def deployable(config: RunConfig) -> tuple[RunConfig, list[str]]:
     )
   changes = [c for c in _CHANGES if getattr(config, c.key) not in (c.value, None)]
   replaced = {change.key: change.value for change in changes}
-  return dataclasses.replace(config, **replaced), [*(c.note for c in changes), _DEVICE_STATE]
+  return dataclasses.replace(config, **replaced), [
+    *(c.note for c in changes),
+    _DEVICE_STATE,
+    _STATE,
+  ]
 
 
 def scale_to_production(experiment: Experiment) -> list[str]:
@@ -179,7 +202,8 @@ def privacy_of(config: RunConfig) -> dict[str, Any] | None:
     return None
   spec = dp_settings.spec_of(config)
   duties = [
-    'Account for the rounds of the pipeline from this mechanism: the epsilon of the run is its own.'
+    'The pipeline must account for its rounds from this mechanism, and add what the run has spent'
+    ' (`requires`, `spent`) on clients that were in it.'
   ]
   if spec.sampling is privacy.Sampling.POISSON:
     duties.append(
@@ -204,18 +228,99 @@ def privacy_of(config: RunConfig) -> dict[str, Any] | None:
   return {'spec': spec.to_json(), 'noise_stddev': spec.noise_stddev, 'pipeline_must': duties}
 
 
+def requirements(config: RunConfig, directory: pathlib.Path) -> dict[str, Any]:
+  """What a pipeline has to keep to, beside what follows from the computations.
+
+  Args:
+    config: settled.
+    directory: of the run, with its privacy report.
+  """
+  is_private = dp_settings.is_private(config)
+  return {
+    'clients_per_round': config.clients_per_round,
+    'largest_cohort': secure_settings.largest_cohort(config) if config.secure_aggregation else None,
+    'smallest_cohort': config.secure_threshold,
+    'sampling': config.sampling,
+    'population': config.population_size,
+    'min_separation': config.min_separation,
+    'max_participations': config.max_participations,
+    'ranks': {'least': config.min_rank, 'most': config.max_rank, 'tiers': config.rank_tiers},
+    'normaliser': {
+      'weights': config.weights,
+      # Of a private mean: that of the clients that come changes nothing.
+      'clients': config.clients_per_round if is_private else None,
+      'denominator': config.denominator,
+      'weight_reference': config.weight_reference,
+      'mean_weight': config.mean_weight,
+    },
+    'spent': _spent(directory / 'privacy_report.json') if is_private else None,
+  }
+
+
+def _spent(path: pathlib.Path) -> dict[str, Any]:
+  """What the rounds of the run have cost, by its report."""
+  content = read_json(path)
+  headline = content.get('headline') if isinstance(content, dict) else None
+  if not isinstance(headline, dict):
+    raise UserError(f'{path} has no headline; write it anew with hetlora privacy-report.')
+  keys = ('guarantee', 'epsilon', 'projected_epsilon', 'delta', 'relation', 'reasons')
+  return {key: headline.get(key) for key in keys}
+
+
+def noise_in_weights(config: RunConfig, num_clients: int) -> float | None:
+  """Standard deviation of the noise that the first round of a process puts on a weight.
+
+  Args:
+    config: settled.
+    num_clients: that come.
+
+  Returns:
+    None where there is none, or no one number: noised or many denominators, another server
+    optimizer than SGD.
+  """
+  weighed = config.weights != 'uniform' and config.denominator != 'public'
+  if not dp_settings.is_private(config) or weighed or config.method == 'coverage':
+    return None
+  if config.server_optimizer != 'sgd':
+    return None
+  spec = dp_settings.spec_of(config)
+  stddev = spec.noise_stddev
+  if spec.clipping is privacy.Clipping.ADAPTIVE:
+    stddev = spec.adaptive_noise()[0] * spec.l2_clip_norm
+  if spec.mechanism is privacy.Mechanism.BANDED:
+    stddev *= float(np.linalg.norm(banded_coefficients(spec.min_separation or 1)))
+  if spec.noise_shares:
+    stddev *= math.sqrt(num_clients / spec.noise_shares)
+  mean_weight = 1.0 if config.weights == 'uniform' else config.mean_weight
+  return stddev * config.server_learning_rate / (spec.clients_per_round * mean_weight)
+
+
+def _check(
+  experiment: Experiment,
+  process: hetlora_tff.HetLoraProcess,
+  deployed: deployment.DeployedProcess,
+) -> Mapping[str, Any]:
+  config = experiment.config
+  # Two, or as many as a distributed sum needs.
+  number = config.secure_threshold if config.privacy == 'distributed' else 2
+  clients = same_rounds.random_clients(experiment, number)
+  found = same_rounds.compare(process, deployed, clients, repeats=_repeats(config))
+  stddev, grid = noise_in_weights(config, number), dp_settings.secure_sum(config)
+  if not stddev:
+    return found
+  rounding = 0.0
+  if grid:
+    # Where the clip adapts, the grid is in units of it.
+    step = grid.step * (config.l2_clip_norm if config.clip == 'adaptive' else 1.0)
+    rounding = number * (step / 2 * stddev / dp_settings.spec_of(config).noise_stddev) ** 2
+  ratio = same_rounds.noise_ratio(deployed, clients, stddev, rounding=rounding)
+  return {**found, 'noise_stddev': stddev, 'noise_ratio': ratio}
+
+
 def _repeats(config: RunConfig) -> int:
   """How many rounds to compare: one where nothing is drawn by chance."""
   rounds_by_chance = config.secure_aggregation and config.secure_rounding != 'nearest'
   return 3 if dp_settings.is_private(config) or rounds_by_chance else 1
-
-
-def _fixed_clients(experiment: Experiment) -> list[Any]:
-  """Clients of the smallest and the largest rank: two, or as many as a distributed sum needs."""
-  ranks, config = experiment.initial_ranks, experiment.config
-  two = [int(np.argmin(ranks)), int(len(ranks) - 1 - np.argmax(ranks[::-1]))]
-  number = config.secure_threshold if config.privacy == 'distributed' else 2
-  return experiment.client_data([two[place % 2] for place in range(number)], ranks, 1)
 
 
 def _model_weights(
@@ -228,4 +333,14 @@ def _model_weights(
   if process.layout is None:
     weights = {name: value.numpy() for name, value in run.base.backbone.weights().items()}
     return tff.learning.models.ModelWeights(weights, ())
-  return process.layout.weights(run.adapters, rounds_done=run.config.rounds)
+  return process.layout.weights(run.adapters, rounds_done=_rounds_done(run.directory))
+
+
+def _rounds_done(directory: pathlib.Path) -> int:
+  """The rounds of a run, which a budget may have ended before its time."""
+  path = directory / 'summary.json'
+  summary = read_json(path)
+  rounds = summary.get('rounds') if isinstance(summary, dict) else None
+  if not isinstance(rounds, int):
+    raise UserError(f'{path} does not say how many rounds the run had.')
+  return rounds

@@ -70,7 +70,8 @@ class RunLog:
     Args:
       path: of the file, to which lines are added.
       say: prints a line.
-      show: which fields of an event are printed, too, by their names; None prints no events.
+      show: which fields of an event, and whether its time, are printed, too, by their names; None
+        prints no events.
     """
     self._path = path
     self._say = say
@@ -174,7 +175,8 @@ class _Screen(logging.Handler):
       return
     moment = datetime.datetime.fromtimestamp(record.created).strftime('%H:%M:%S')
     shown = (f'{name}={_finite(value)}' for name, value in fields.items() if self._show(name))
-    self._say(' '.join([moment, record.getMessage(), *shown]))
+    time_of_day = [moment] if self._show('time') else []
+    self._say(' '.join([*time_of_day, record.getMessage(), *shown]))
 
 
 def _finite(value: Any) -> Any:

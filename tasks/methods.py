@@ -60,6 +60,8 @@ _NOT_PRIVATE = {
     (None,), 'sums products of factors, which no clip of factors bounds', 'take --method hetlora'
   ),
 }
+# What small devices lack of an adapter would be taken from the base for good.
+_MERGES = {'initial_adapter': Limit((None,), 'adds to the base what devices of all ranks hold')}
 _NO_ADAPTERS = dict.fromkeys(
   (
     'targets', 'alpha', 'max_rank', 'rank_pattern', 'rank_dynamics', 'rank_assignment',
@@ -129,6 +131,7 @@ METHODS = {
       {
         **_NOT_PRIVATE,
         **_NO_PRUNING,
+        **_MERGES,
         **_PLAIN_WEIGHTS,
         **_PRODUCTS,
         **_BROADCAST,
@@ -175,6 +178,7 @@ METHODS = {
       {
         **_NOT_PRIVATE,
         **_NO_PRUNING,
+        **_MERGES,
         **_PLAIN_WEIGHTS,
         **_PRODUCTS,
         **_BROADCAST,

@@ -92,6 +92,9 @@ def _export(
 ) -> None:
   try:
     model = merge(run.base.backbone, run.lora, run.adapters)
+  except ValueError as error:
+    raise UserError(f'Cannot export {run.directory}: {error}') from error
+  try:
     with staging.staged(output_dir, 'an export', ExportError) as draft:
       save(draft, model)
       if not tokenizer_within:

@@ -23,6 +23,7 @@ import safetensors
 
 from hetlora_tff.adapters import huggingface_model, peft
 from hetlora_tff.adapters.classification import CLASSIFIER, ENCODERS
+from tasks import artifacts
 from tasks.errors import UserError
 from tasks.experiment import LABELS
 from tasks.exported_run import ExportedRun
@@ -59,6 +60,11 @@ def export_peft(run: ExportedRun, output_dir: pathlib.Path) -> str:
       ' keras or preset exports the model.'
     )
   has_base = huggingface_model.is_known(backbone.class_name)
+  if not has_base and (run.directory / artifacts.MODEL).is_dir():
+    raise UserError(
+      f'--format peft: method {run.config.method} changed the {backbone.class_name} itself, which'
+      ' cannot be written for Hugging Face; --format savedmodel exports the merged model.'
+    )
   with _staged(output_dir) as staging:
     names = peft.save_peft_adapter(
       staging,

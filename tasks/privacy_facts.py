@@ -16,6 +16,7 @@ from tasks.built_in import BUILT_IN
 from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.files import read_json
+from tasks.run_directory import REMOTE_WORKERS
 
 _WITHHELD = {
   'train_loss': 'it is computed from the data of the clients of one round, without noise.',
@@ -76,7 +77,7 @@ def collect(directory: pathlib.Path, config: RunConfig, ledger: Ledger | None) -
   return Facts(
     unit=_unit(config),
     released=_released(config, ledger, table, single),
-    not_covered=_not_covered(config, table, single),
+    not_covered=_not_covered(config, table, single, environment),
     withheld=_withheld(table) if ledger is not None else {},
     weighting=_weighting(config),
     public_data=_public_data(config),
@@ -236,10 +237,17 @@ def _released(
   return released + [f'{name}: texts or results of single held-out clients.' for name in single]
 
 
-def _not_covered(config: RunConfig, table: plots.Table, single: Sequence[str]) -> list[str]:
+def _not_covered(
+  config: RunConfig, table: plots.Table, single: Sequence[str], environment: Mapping[str, Any]
+) -> list[str]:
   missing = [
     f'{name} in metrics.csv: {why}' for name, why in _WITHHELD.items() if _filled(table, name)
   ]
+  if environment.get(REMOTE_WORKERS) is True:
+    missing.append(
+      'Clients trained on remote workers: these, whoever runs them and whoever reads the network'
+      ' between, which nothing encrypts, saw the data and the updates of clients, and are trusted.'
+    )
   if config.public_eval_clients:
     missing.append(
       'Held-out clients: whoever started the run declared that they are no secret, and nothing of'

@@ -69,6 +69,11 @@ def train(
   Raises:
     UserError: for what the user can mend.
   """
+  if tensorboard and dp_settings.is_private(config):
+    raise UserError(
+      '--tensorboard stamps every round with its time, and how long rounds take depends on who was'
+      ' drawn; leave it out of a private run: metrics.csv has what may be told.'
+    )
   quiet, verbose = (verbosity is kind for kind in (Verbosity.QUIET, Verbosity.VERBOSE))
   with RunDirectory(output_dir, resume=resume) as directory, Progress(quiet=quiet) as progress:
     progress.say(f'Loading {config.task} and the {config.backbone} backbone ...')
@@ -172,7 +177,8 @@ class _Run:
     if state is not None and state.round_number > config.rounds:
       raise UserError(f'--rounds {config.rounds}: this run has done {state.round_number} already.')
     self._directory.write_json('config.json', config.to_json())
-    run_inputs.record(self._experiment, self._directory)
+    remote = isinstance(self._rounds, RemoteRounds)
+    run_inputs.record(self._experiment, self._directory, remote_workers=remote)
     if state is None or state.round_number < config.rounds:
       # What a run with fewer rounds ended with is no result of this one.
       (self._directory.root / SUMMARY).unlink(missing_ok=True)
@@ -286,11 +292,9 @@ class _Run:
     self._progress.say_busy('writing the model')
     names = artifacts.save(directory.root, experiment, self._parameters(state))
     if names == artifacts.OWN_NAMES:
-      what = f'{experiment.base.backbone.class_name} or one of the targets'
-      if experiment.data.labels:
-        what = 'the classifier'
       self._log.say(
-        f'adapter/ keeps our own module names: {what} has no known counterpart in Hugging Face.'
+        f'adapter/ keeps our own module names: {experiment.base.backbone.class_name} or one of the'
+        ' targets has no known counterpart in Hugging Face.'
       )
     base, final = (
       directory.read_json(self._guard.evaluations + _BASE),

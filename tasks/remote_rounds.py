@@ -12,6 +12,7 @@ a part, and whether it took two attempts, does not show in the result.
 import collections
 import concurrent.futures
 import itertools
+import pathlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow_federated as tff
 
 import hetlora_tff
+from hetlora_tff.graph_files import rename_files
 from hetlora_tff.split_round import build_split_round
 from tasks.errors import UserError
 from tasks.remote_worker import RemoteWorker
@@ -31,12 +33,13 @@ from tasks.remote_worker import RemoteWorker
 _PARTS_PER_WORKER = 2
 # How long a lost worker is given to answer, once a round; the round does not wait for it.
 _RETURN_SECONDS = 5.0
-# What a request ends with when a worker is gone, has started anew, or is shutting down.
-_BROKEN = (
-  grpc.StatusCode.UNAVAILABLE,
-  grpc.StatusCode.FAILED_PRECONDITION,
-  grpc.StatusCode.CANCELLED,
-)
+# What a request ends with when a worker is lost, and what is said of it: the details that come with
+# it may quote clients.
+_BROKEN = {
+  grpc.StatusCode.UNAVAILABLE: 'the connection broke, or its process did.',
+  grpc.StatusCode.FAILED_PRECONDITION: 'it knows of nothing that was sent, as after a new start.',
+  grpc.StatusCode.CANCELLED: 'it is shutting down.',
+}
 
 
 class RemoteRounds:
@@ -56,7 +59,7 @@ class RemoteRounds:
     Args:
       process: of a method whose round can be split, see `build_split_round`.
       addresses: `host:port` of each worker.
-      backbone: that the process computes with, if it does; workers need it in the same directory.
+      backbone: that the process computes with, if it does; workers need it, too.
       token: that the workers want, if they do.
       say: is told, in the caller's thread, of workers that are lost and that are back.
 
@@ -74,6 +77,9 @@ class RemoteRounds:
       connected.result()
     self._clients_at_a_time = max(worker.clients_at_a_time for worker in self._workers)
     self._split = build_split_round(process)
+    self._backbone = backbone
+    # By where workers have the backbone.
+    self._partials: dict[str | None, tff.Computation] = {}
 
   def next(self, state: Any, client_data: Sequence[Any]) -> hetlora_tff.HetLoraOutput:
     """As `process.next`, in TFF's current context and on the workers.
@@ -92,6 +98,15 @@ class RemoteRounds:
     return hetlora_tff.HetLoraOutput(
       finished.state, finished.metrics, _device_state(finished.ranks, len(client_data))
     )
+
+  def _partial(self, directory: str | None) -> tff.Computation:
+    """The computation on the clients, with its graphs on the backbone in a directory."""
+    if directory not in self._partials:
+      partial = self._split.partial
+      if self._backbone and directory and directory != self._backbone.directory:
+        partial = _moved(partial, self._backbone.directory, directory)
+      self._partials[directory] = partial
+    return self._partials[directory]
 
   def _num_parts(self, num_clients: int) -> int:
     """As many as there may be without parts too small to keep a worker busy."""
@@ -112,7 +127,8 @@ class RemoteRounds:
     while len(sums) < len(parts):
       while waiting and idle:
         worker, index = idle.popleft(), waiting.popleft()
-        future = _in_thread(worker.train, self._split.partial, broadcast, parts[index])
+        partial = self._partial(worker.backbone_directory)
+        future = _in_thread(worker.train, partial, broadcast, parts[index])
         running[future] = worker, index
       if not running:
         raise UserError(
@@ -127,7 +143,7 @@ class RemoteRounds:
         except (_LostError, UserError) as error:
           if index is not None:
             waiting.appendleft(index)
-            self._say(f'Worker {worker.address} is lost: {error} Others train its clients.')
+            self._say(f'Worker {worker.address} is lost: {error} Others do its part.')
           elif str(error) not in self._told:
             self._told.add(str(error))
             self._say(str(error))
@@ -151,12 +167,14 @@ class _Worker:
     address: `host:port`.
     is_connected: whether it may be given clients.
     clients_at_a_time: how many it trains at the same time.
+    backbone_directory: where it has the base model, if one is needed.
   """
 
   def __init__(self, address: str, token: str | None, backbone: hetlora_tff.FrozenBackbone | None):
     self.address = address
     self.is_connected = False
     self.clients_at_a_time = 1
+    self.backbone_directory: str | None = None
     self._remote = RemoteWorker(address, token)
     self._backbone = backbone
     self._context: tff.framework.SyncExecutionContext | None = None
@@ -165,7 +183,7 @@ class _Worker:
     """Checks that the worker is there and fits; see `RemoteWorker`."""
     self.clients_at_a_time = self._remote.describe(*seconds).max_concurrent_clients
     if self._backbone:
-      self._remote.check_backbone(self._backbone.directory, self._backbone.sha256)
+      self.backbone_directory = self._remote.find_backbone(self._backbone)
     # A new one: what the old context has left on a worker that was lost is gone.
     self._context = self._remote.connect(_end_where_connection_broke)
     self.is_connected = True
@@ -188,7 +206,7 @@ def _end_where_connection_broke() -> None:
   """Ends a computation whose request did not reach its end; TFF would try again for ever."""
   error = sys.exception()
   if isinstance(error, grpc.RpcError) and error.code() in _BROKEN:
-    raise _LostError(f'{error.details()}.')
+    raise _LostError(_BROKEN[error.code()]) from None
 
 
 def _in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
@@ -203,6 +221,13 @@ def _in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futu
 
   threading.Thread(target=run, daemon=True).start()
   return future
+
+
+def _moved(computation: tff.Computation, old: str, new: str) -> tff.Computation:
+  """A computation with its graphs on another copy of the backbone."""
+  message = tff.framework.serialize_computation(computation)
+  rename_files(message, lambda path: str(pathlib.Path(new, pathlib.Path(path).relative_to(old))))
+  return tff.framework.deserialize_computation(message)
 
 
 def _parts(client_data: Sequence[Any], number: int) -> list[list[Any]]:

@@ -48,6 +48,8 @@ _PRELIMINARY = (
 )  # fmt: skip
 # Keys, draws and logs of a private run.
 SECRETS = 'secrets'
+# In environment.json: whether clients of any round trained on other machines.
+REMOTE_WORKERS = 'remote_workers'
 
 
 def _is_leftover(path: pathlib.Path) -> bool:

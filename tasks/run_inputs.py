@@ -8,7 +8,7 @@ from typing import Any
 from tasks import dp_settings, harvest
 from tasks.errors import UserError
 from tasks.experiment import Experiment
-from tasks.run_directory import SECRETS, RunDirectory
+from tasks.run_directory import REMOTE_WORKERS, SECRETS, RunDirectory
 
 _ENVIRONMENT = 'environment.json'
 _SECRET_INPUTS = f'{SECRETS}/inputs.json'
@@ -37,14 +37,30 @@ def check(experiment: Experiment, directory: RunDirectory) -> None:
   experiment.check_inputs(recorded)
 
 
-def record(experiment: Experiment, directory: RunDirectory) -> None:
-  """Writes what the run needs besides its configuration, and what made it."""
+def record(experiment: Experiment, directory: RunDirectory, *, remote_workers: bool) -> None:
+  """Writes what the run needs besides its configuration, and what made it.
+
+  Args:
+    experiment: of the run.
+    directory: of the run.
+    remote_workers: whether its clients train on other machines from now on.
+  """
   public, secret = experiment.inputs(), {}
   if dp_settings.is_private(experiment.config):
     # Whoever knows all other clients could try out what the last one has.
     secret['data_sha256'] = public.pop('data_sha256')
     directory.write_json(_SECRET_INPUTS, {'inputs': secret})
-  directory.write_json(_ENVIRONMENT, {'inputs': public, **_environment()})
+  environment = _environment()
+  # What they saw they saw, whoever does the rounds that are left.
+  environment[REMOTE_WORKERS] = remote_workers or _had_remote_workers(directory)
+  directory.write_json(_ENVIRONMENT, {'inputs': public, **environment})
+
+
+def _had_remote_workers(directory: RunDirectory) -> bool:
+  if not (directory.root / _ENVIRONMENT).exists():
+    return False
+  content = directory.read_json(_ENVIRONMENT)
+  return isinstance(content, dict) and content.get(REMOTE_WORKERS) is True
 
 
 def _environment() -> dict[str, Any]:

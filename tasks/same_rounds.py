@@ -6,9 +6,13 @@ Both start from one state, with the same clients. Without chance both must end i
 the last bit. With noise or random rounding, each does some rounds: numbers that never change must
 be equal, the others must spread as much in both, and the means of both must differ by as much as
 such means do. Equal means would be wrong, too: then the draws are the same. What is rounded by
-chance may stay still in both at another value each, but repeats itself far more often.
+chance may stay still in both at another value each, but repeats itself far more often. Beside
+that, the noise must be as large as the mechanism states.
+
+The clients of these rounds hold random tokens: an export says nothing of anybody's data.
 """
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +21,10 @@ import numpy as np
 
 import hetlora_tff
 from hetlora_tff import deployment
+from hetlora_tff.clients.data import pack_client_data
+from tasks import participation
+from tasks.experiment import Experiment
+from tasks.packing import Packed
 
 # How many standard deviations of a statistic are still by chance: about one in 10^6 exports.
 _DEVIATIONS = 5.0
@@ -87,6 +95,72 @@ def compare(
       f' variances {found.variance_ratio:.3g}, of means {found.mean_ratio:.3g}.'
     )
   return {'result': 'equal in distribution', **facts, **found._asdict()}
+
+
+def random_clients(experiment: Experiment, number: int) -> list[collections.OrderedDict[str, Any]]:
+  """Clients of random tokens, in turn of the smallest and the largest rank of the settings.
+
+  Args:
+    experiment: whose shapes they have.
+    number: of clients.
+  """
+  config = experiment.config
+  largest = config.max_rank or 1
+  ranks = (config.min_rank or min(config.rank_tiers or [largest]), largest)
+  rng = np.random.default_rng()
+  return [_random_client(experiment, rng, ranks[place % 2]) for place in range(number)]
+
+
+def _random_client(experiment: Experiment, rng: np.random.Generator, rank: int):
+  config, labels = experiment.config, experiment.data.labels
+  shape = (config.batch_size, config.sequence_length)
+  rows: Packed = collections.OrderedDict(
+    token_ids=rng.integers(experiment.base.tokenizer.vocabulary_size, size=shape, dtype=np.int32),
+    padding_mask=np.ones(shape, np.int32),
+  )
+  if labels:
+    rows['labels'] = rng.integers(len(labels), size=shape[0], dtype=np.int32)
+  else:
+    rows['loss_weights'] = np.ones(shape, np.float32)
+    rows['loss_weights'][:, -1] = 0.0
+  batches = participation.local_batches(
+    rows, batch_size=config.batch_size, local_steps=config.local_steps, seed=[0]
+  )
+  return pack_client_data(rank, batches)
+
+
+def noise_ratio(
+  deployed: deployment.DeployedProcess,
+  client_data: Sequence[Any],
+  stddev: float,
+  *,
+  rounding: float = 0.0,
+  draws: int = 3,
+) -> float:
+  """The standard deviation of the noise in the weights, over the one that is stated.
+
+  Args:
+    deployed: a private process.
+    client_data: of the clients of each round, the same ones.
+    stddev: that the mechanism gives every weight that it noises.
+    rounding: variance that random rounding adds at most.
+    draws: rounds, each from a state of its own: correlated noise follows from it.
+
+  Raises:
+    ValueError: if they differ.
+  """
+  rounds = (deployed.next(deployed.initial_state(), client_data)[0] for _ in range(draws))
+  weights = np.stack([_numbers(deployed, state, whole=False) for state in rounds])
+  noisy = weights[:, np.ptp(weights, axis=0) > 0].astype(np.float64)
+  ratio = float(np.mean(np.var(noisy, axis=0, ddof=1))) / stddev**2 if noisy.size else 0.0
+  # As in `statistics`.
+  tolerance = _DEVIATIONS * math.sqrt(2 / max(1, noisy.size - noisy.shape[1]))
+  if not -tolerance <= math.log(ratio or 1e-300) <= tolerance + math.log1p(rounding / stddev**2):
+    raise ValueError(
+      f'the noise in a round of the export is {math.sqrt(ratio):.3g} times what the mechanism'
+      ' states.'
+    )
+  return math.sqrt(ratio)
 
 
 def statistics(first: np.ndarray, second: np.ndarray) -> Statistics:

@@ -47,6 +47,7 @@ _SOCKET = '1'
 # The kernel takes no longer path of a socket.
 _MAX_SOCKET_BYTES = 107
 _PR_SET_PDEATHSIG = 1
+_NO_METHOD = '/hetlora_tff.Nobody/Has'
 
 
 def connect(
@@ -175,6 +176,28 @@ class LocalWorker:
       raise RuntimeError('The worker does not run; enter its context first.')
     return self._channel
 
+  def answers_within(self, seconds: float) -> bool:
+    """Whether the process takes requests: one that is stopped, or ends just now, does not."""
+    if self._channel is None:
+      return False
+    try:
+      # It has no such method, and says so without any work.
+      self._channel.unary_unary(_NO_METHOD)(b'', timeout=seconds)
+    except grpc.RpcError as error:
+      return error.code() is grpc.StatusCode.UNIMPLEMENTED
+    return True
+
+  def restart(self) -> None:
+    """Ends the process with all that it computes and holds, and starts another.
+
+    Contexts made on the old `channel` are of no use afterwards.
+    """
+    if self._process is not None:
+      # It has nothing to keep.
+      self._process.kill()
+    self._stop()
+    self._channel = self._start()
+
   def check_running(self) -> None:
     """Raises a UserError if the process has ended."""
     if self.exit_status is not None:
@@ -264,7 +287,8 @@ def _compile(computation):
 
 def _opened_log(path: str | os.PathLike) -> IO[bytes]:
   try:
-    return open(path, 'ab')
+    # It may quote clients.
+    return open(path, 'ab', opener=lambda name, flags: os.open(name, flags, mode=0o600))
   except OSError as error:
     raise UserError(f'Cannot write the log of the TFF worker, {path}: {error.strerror}.') from error
 

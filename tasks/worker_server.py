@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hetlora worker`: lets drivers on other machines use the TFF worker of this one.
 
-TFF's requests are handed on, byte by byte, to a worker on its UNIX socket. Beside them the server
-says what it is and whether it has a base model, and it wants a token if it was started with one.
-Nothing is encrypted: whoever can read the network reads adapters and clients' examples.
+TFF's requests are handed on, byte by byte, to a worker on its UNIX socket, from one driver at a
+time: when its session ends, however it ends, the TFF process is replaced and what it held is gone.
+Beside them the server says what it is and where it has a base model, and it wants a token if it was
+started with one. Nothing is encrypted: whoever can read the network reads adapters and clients'
+examples.
 """
 
 import concurrent.futures
@@ -19,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -26,17 +29,26 @@ from typing import Any, cast
 import grpc
 
 from hetlora_tff.adapters.backbone import BackboneError, FrozenBackbone
-from tasks import remote_worker
+from tasks import backbones, remote_worker
+from tasks.cache import cache_directory
 from tasks.errors import UserError
 from tasks.worker import MESSAGE_OPTIONS, LocalWorker
+from tasks.worker_session import Sessions
 
 # Of TFF's protocol buffers; the worker knows its methods.
 _TFF_SERVICE = '/tensorflow_federated.v0.ExecutorGroup/'
-# gRPC's health protocol, which Kubernetes asks, and its answer: status = SERVING.
-_HEALTH, _SERVING = '/grpc.health.v1.Health/Check', b'\x08\x01'
+# gRPC's health protocol, which Kubernetes asks, and its answers: `status` in one field.
+_HEALTH, _SERVING, _NOT_SERVING = '/grpc.health.v1.Health/Check', b'\x08\x01', b'\x08\x02'
 # Requests at a time; a computation holds one for as long as it runs.
 _REQUESTS = 64
 _STOP_SECONDS = 2.0
+# How long a health check waits for the TFF process, which answers in a millisecond and, where all
+# cores train, in some hundred; after how much silence it is given up.
+_ANSWER_SECONDS, _SILENT_SECONDS = 4.0, 60.0
+# How often the TFF process is asked.
+_ASK_SECONDS = 5.0
+# For how long a driver waits for the one before it to be cleaned away.
+_FREE_SECONDS = 10.0
 _SERVER_OPTIONS = (
   *MESSAGE_OPTIONS,
   # Otherwise two workers share a port in silence.
@@ -44,6 +56,9 @@ _SERVER_OPTIONS = (
   # Drivers ask whether we are there; by default that counts as an attack.
   ('grpc.http2.min_ping_interval_without_data_ms', 5_000),
   ('grpc.keepalive_permit_without_calls', 1),
+  # The session of a driver whose machine was switched off ends after 40 s.
+  ('grpc.keepalive_time_ms', 20_000),
+  ('grpc.keepalive_timeout_ms', 20_000),
 )
 
 
@@ -56,6 +71,7 @@ def serve(
   host: str = '127.0.0.1',
   port: int = 8000,
   max_concurrent_clients: int | None = None,
+  backbone: str = backbones.EMBEDDED,
   token_file: pathlib.Path | None = None,
   log_file: pathlib.Path | None = None,
   say: Callable[[str], None] = _print,
@@ -67,78 +83,149 @@ def serve(
     port: 0 takes a free one.
     max_concurrent_clients: that train at the same time; a client takes a core. All cores by
       default.
+    backbone: the base model to have ready, as in `load_base_model`; another is found where the
+      driver has it, or in the cache.
     token_file: holds what drivers have to send; without one everybody is let in.
     log_file: where the TFF worker's own output goes; nowhere by default.
     say: is told in one line where the worker listens.
 
   Raises:
-    UserError: if the port cannot be had, the token file holds none, or the TFF worker has ended.
+    UserError: if the port cannot be had, the token file holds none, there is no such backbone, or
+      the TFF worker has ended or hangs.
   """
   token = remote_worker.read_token(token_file) if token_file else None
   clients = _cores() if max_concurrent_clients is None else max_concurrent_clients
   if clients < 1:
     raise UserError(f'--max-concurrent-clients must be 1 or more, got {clients}.')
+  base = backbones.load_base_model(backbone, cache_directory(), encoder_allowed=True).backbone
   with _stop_on_signals() as stop, LocalWorker(clients, log_file) as local:
-    server, port = build_server(local, clients, token, host, port)
+    sessions = Sessions()
+    service = Service(local, sessions, clients, token, base.directory)
+    server, port = build_server(service, host, port)
     _warn(host, token)
     server.start()
     plural = '' if clients == 1 else 's'
     say(f'Worker on {_joined(host, port)}, {clients} client{plural} at a time; Ctrl-C ends it.')
     try:
-      while not stop.wait(0.5):
-        if local.exit_status is not None:
-          raise UserError(
-            f'The TFF worker process ended with status {local.exit_status} (-9: out of memory?); '
-            'fewer --max-concurrent-clients need less memory.'
-          )
+      _watch(local, sessions, stop)
     finally:
       server.stop(_STOP_SECONDS).wait()
 
 
-def build_server(
-  local: LocalWorker, max_concurrent_clients: int, token: str | None, host: str, port: int
-) -> tuple[grpc.Server, int]:
-  """A server on a running worker, bound and not started, and its port; arguments as in `serve`.
+def _watch(local: LocalWorker, sessions: Sessions, stop: threading.Event) -> None:
+  """Replaces the TFF process after each driver, until `stop`.
+
+  Raises:
+    UserError: if the process has ended or hangs; whoever started us starts us again.
+  """
+  asked = answered = time.monotonic()
+  while not stop.wait(0.1):
+    if sessions.is_left:
+      local.restart()
+      sessions.cleaned()
+    if local.exit_status is not None:
+      raise UserError(
+        f'The TFF worker process ended with status {local.exit_status} (-9: out of memory?); '
+        'fewer --max-concurrent-clients need less memory.'
+      )
+    now = time.monotonic()
+    if now - asked < _ASK_SECONDS:
+      continue
+    asked = now
+    if local.answers_within(1.0):
+      answered = now
+    elif now - answered > _SILENT_SECONDS:
+      raise UserError(
+        f'The TFF worker process has not answered for {_SILENT_SECONDS:g} s; start the worker anew.'
+      )
+
+
+def build_server(service: 'Service', host: str, port: int) -> tuple[grpc.Server, int]:
+  """A server, bound and not started, and its port.
 
   Raises:
     UserError: if the port cannot be had.
   """
   server = grpc.server(
     concurrent.futures.ThreadPoolExecutor(_REQUESTS),
-    handlers=[_Service(local, max_concurrent_clients, token)],
+    handlers=[service],
     options=_SERVER_OPTIONS,
   )
   return server, _bind(server, host, port)
 
 
-class _Service(grpc.GenericRpcHandler):
+class Service(grpc.GenericRpcHandler):
   """Answers every method that there is, for those who have the token."""
 
-  def __init__(self, local: LocalWorker, max_concurrent_clients: int, token: str | None):
+  def __init__(
+    self,
+    local: LocalWorker,
+    sessions: Sessions,
+    max_concurrent_clients: int,
+    token: str | None,
+    backbone: str,
+  ):
+    """Initializes the service; arguments as in `serve`.
+
+    Args:
+      local: that runs what the driver sends.
+      sessions: which driver that is; somebody restarts `local` between two.
+      max_concurrent_clients: to tell drivers.
+      token: that they have to send, if any.
+      backbone: directory of a base model.
+    """
     self._local = local
+    self._sessions = sessions
     self._max_concurrent_clients = max_concurrent_clients
     self._token = token
+    self._backbone = backbone
 
   def service(self, handler_call_details: grpc.HandlerCallDetails):
+    """See the base class."""
     method = handler_call_details.method
+    metadata = dict(handler_call_details.invocation_metadata or ())
+    session = str(metadata.get(remote_worker.SESSION_KEY, ''))
     if method == _HEALTH:
-      return grpc.unary_unary_rpc_method_handler(lambda *_: _SERVING)
-    if not self._is_let_in(handler_call_details.invocation_metadata):
+      return grpc.unary_unary_rpc_method_handler(self._health)
+    if not self._is_let_in(metadata.get(remote_worker.TOKEN_KEY, '')):
       return grpc.unary_unary_rpc_method_handler(_refuse)
+    if method == remote_worker.SESSION and session:
+      return grpc.unary_stream_rpc_method_handler(self._lend(session))
     if method.startswith(_TFF_SERVICE):
-      return grpc.unary_unary_rpc_method_handler(self._forward(method))
+      # A driver whose session has ended must not reach the values of the next.
+      answer = self._forward(method) if self._sessions.holds(session) else _is_over
+      return grpc.unary_unary_rpc_method_handler(answer)
     answers = {
       remote_worker.DESCRIBE: self._describe,
-      remote_worker.CHECK_BACKBONE: _check_backbone,
+      remote_worker.FIND_BACKBONE: self._find_backbone,
     }
     answer = answers.get(method)
     return answer and grpc.unary_unary_rpc_method_handler(_in_json(answer))
 
-  def _is_let_in(self, metadata) -> bool:
-    if self._token is None:
-      return True
-    sent = dict(metadata or ()).get(remote_worker.TOKEN_KEY, '')
-    return hmac.compare_digest(_bytes(sent), self._token.encode())
+  def _is_let_in(self, sent: str | bytes) -> bool:
+    return self._token is None or hmac.compare_digest(_bytes(sent), self._token.encode())
+
+  def _health(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    return _SERVING if self._local.answers_within(_ANSWER_SECONDS) else _NOT_SERVING
+
+  def _lend(self, session: str):
+    def handle(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+      driver = json.loads(request)['driver']
+      other = self._sessions.begin(session, driver, _FREE_SECONDS)
+      if other is not None:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f'it is busy with the driver on {other}')
+      gone = threading.Event()
+
+      def end():
+        self._sessions.end(session)
+        gone.set()
+
+      if not context.add_callback(end):
+        end()
+      yield b'{}'
+      gone.wait()
+
+    return handle
 
   def _forward(self, method: str):
     send = self._local.channel.unary_unary(method)
@@ -166,6 +253,23 @@ class _Service(grpc.GenericRpcHandler):
       'pid': self._local.pid,
     }
 
+  def _find_backbone(self, request: dict[str, Any]) -> dict[str, Any]:
+    """Where a base model is: where the driver has it, where ours is, or in the cache."""
+    asked, wanted = pathlib.Path(request['directory']), request['sha256']
+    # A conversion has the same name in every cache.
+    cached = cache_directory() / 'backbones' / asked.name
+    problems = []
+    for directory in (str(asked), self._backbone, str(cached)):
+      problem = _misfit(directory, wanted)
+      if problem is None:
+        return {'directory': directory}
+      problems.append(problem)
+    return {'directory': None, 'problem': problems[0]}
+
+
+def _is_over(request: bytes, context: grpc.ServicerContext) -> None:
+  context.abort(grpc.StatusCode.FAILED_PRECONDITION, 'the session is over')
+
 
 def _refuse(request: bytes, context: grpc.ServicerContext) -> None:
   context.abort(grpc.StatusCode.UNAUTHENTICATED, 'this worker wants another token')
@@ -181,15 +285,13 @@ def _in_json(answer: Callable[[dict[str, Any]], dict[str, Any]]):
   return handle
 
 
-def _check_backbone(request: dict[str, Any]) -> dict[str, Any]:
-  directory, wanted = request['directory'], request['sha256']
+def _misfit(directory: str, wanted: str) -> str | None:
+  """Why a directory does not hold a backbone; None if it does."""
   try:
     found = _sha256(directory, _fingerprint(pathlib.Path(directory)))
   except BackboneError as error:
-    return {'problem': str(error)}
-  if found != wanted:
-    return {'problem': f'{directory} holds another one (sha256 {found[:8]}, not {wanted[:8]}).'}
-  return {'problem': None}
+    return str(error)
+  return None if found == wanted else f'{directory} holds another one (sha256 {found[:8]}).'
 
 
 @functools.lru_cache(maxsize=16)
@@ -200,7 +302,7 @@ def _sha256(directory: str, fingerprint: tuple) -> str:
 
 def _fingerprint(directory: pathlib.Path) -> tuple:
   try:
-    files = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
+    files = [(str(file), file.stat()) for file in sorted(directory.rglob('*'))]
   except OSError:
     return ()  # The backbone will say what is wrong.
   return tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)

@@ -25,4 +25,5 @@ def save_saved_model(directory: pathlib.Path, model: MergedModel) -> None:
   try:
     tf.saved_model.save(servable, str(directory), signatures={'serving_default': servable.logits})
   except tf.errors.OpError as error:
-    raise OSError(error.message) from error
+    # The reason stands between the file, one of a draft, and the operation.
+    raise OSError(error.message.rpartition('; ')[2].partition(' [Op:')[0]) from error

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 import yaml
 
-from tasks import cache, cli, worker_binary
+from tasks import backbones, cache, cli, worker_binary
 
 DEPLOY = pathlib.Path(__file__).parents[2] / 'deploy'
 _PORT = 8000
@@ -58,13 +58,15 @@ def test_dockerfile_starts_a_worker_as_nobody():
   assert (options['host'], options['port']) == ('0.0.0.0', _PORT)
 
 
-def test_dockerfile_prepares_the_tff_worker_where_it_is_looked_for(monkeypatch):
+def test_dockerfile_prepares_worker_and_base_model_where_they_are_looked_for(monkeypatch):
   text = (DEPLOY / 'Dockerfile').read_text()
   prepared = []
   monkeypatch.setattr(worker_binary, 'prepare', prepared.append)
+  monkeypatch.setattr(backbones, 'load_base_model', lambda _, cache: prepared.append(cache))
   monkeypatch.setenv('HETLORA_CACHE', re.search(r'HETLORA_CACHE=(\S+)', text)[1])
-  exec(re.search(r"python -c '(.*)'", text)[1], {})
-  assert prepared == [cache.cache_directory()]
+  for script in re.findall(r"python -c '(.*)'", text):
+    exec(script, {})
+  assert prepared == [cache.cache_directory()] * 2
   # Before the user changes, it would be root's, and of no use to others.
   assert text.index('USER ') < text.index('python -c')
 

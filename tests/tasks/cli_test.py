@@ -387,9 +387,12 @@ def test_bad_rank_file_is_refused_before_anything_is_loaded(run, tmp_path, monke
 
 def test_options_of_operation_reach_the_program(program, run, tmp_path):
   (tmp_path / 'token').write_text('x' * 32)
+  (tmp_path / 'token').chmod(0o600)
   words = ['--workers', 'a:1, b:2', '--token-file', 'token', '--tensorboard', '--verbose']
   assert run('train', '--output-dir', 'd', *words)[0] == 0
   options = program.calls[0][1]
   assert (options['workers'], options['token']) == (['a:1', 'b:2'], 'x' * 32)
   assert (options['verbosity'].name, options['tensorboard']) == ('VERBOSE', True)
+  # Hosts and paths of this machine are nobody else's.
+  assert options['command'][1:] == ['train', '--output-dir', 'd', '--tensorboard', '--verbose']
   assert run('train', '--output-dir', 'd', '--quiet', '--verbose')[0] == 2

@@ -27,9 +27,9 @@ def world_fixture(tmp_path_factory, tff_runtime):
     shared_builds.share(patch)
     preset = tiny_world.save_preset(tmp_path_factory.mktemp('preset') / 'tiny')
     run = tmp_path_factory.mktemp('runs') / 'run'
-    config = tiny_world.run_config(preset, rounds=1)
-    with shared_builds.own_worker():
-      program.train(config, run, resume=False, command=['hetlora', 'train'])
+    quick = {'decode_examples': 0, 'eval_clients': 1, 'deviation_from_exact': False}
+    config = tiny_world.run_config(preset, rounds=1, **quick)
+    program.train(config, run, resume=False, command=['hetlora', 'train'])
     yield run, preset
 
 

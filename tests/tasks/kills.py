@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+import tensorflow_federated as tff
 
 
 class Killed(BaseException):
@@ -17,21 +18,28 @@ def run_through_kills(times: int, apart: int, run: Callable[[bool], object]) -> 
   """Runs, kills and resumes so many times, and then to the end.
 
   Args:
-    times: of kills.
-    apart: most files that are put on disk between two of them.
+    times: of kills; every other one comes before a checkpoint.
+    apart: most files that are put on disk before one of the others.
     run: begins the run, or goes on with it if its argument says so.
   """
   moments, began = random.Random(7), False
-  for _ in range(times):
+  for kill in range(times):
     with pytest.MonkeyPatch.context() as patch:
-      _kill_at(patch, moments.randint(1, apart))
+      if kill % 2:
+        patch.setattr(tff.program.FileProgramStateManager, 'save', _kill)
+      else:
+        _kill_at_sync(patch, moments.randint(1, apart))
       with pytest.raises(Killed):
         run(began)
     began = True
   run(True)
 
 
-def _kill_at(patch: pytest.MonkeyPatch, number: int) -> None:
+def _kill(*unused):
+  raise Killed
+
+
+def _kill_at_sync(patch: pytest.MonkeyPatch, number: int) -> None:
   """Kills at a file's being put on disk, counted from now; all later ones find nobody alive."""
   fsync, left = os.fsync, [number]
 

@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 import os
+import re
 
 import pytest
 
@@ -72,10 +73,15 @@ def test_events_are_shown_with_the_fields_that_may_be(path, said):
   with RunLog(path, said.append, show=lambda name: name == 'round') as log:
     log.event(Event.ROUND_FINISHED, round=3, seconds=1.25)
     log.say('Building ...')
-  assert said[0].endswith(' round_finished round=3')
+  assert said[0] == 'round_finished round=3'
   assert said[1] == 'Building ...'  # Once.
-  assert said[2].endswith(' finished')
-  assert len(said) == 3
+  assert said[2:] == ['finished']
+
+
+def test_the_time_of_an_event_is_shown_where_it_may_be(path, said):
+  with RunLog(path, said.append, show=lambda name: name == 'time') as log:
+    log.event(Event.ROUND_FINISHED, round=3)
+  assert re.fullmatch(r'\d\d:\d\d:\d\d round_finished', said[0])
 
 
 def test_handlers_of_its_logger_hear_it_and_those_of_the_root_do_not(path, said, caplog):

@@ -109,6 +109,16 @@ def test_a_family_whose_base_is_not_written_says_so(run, tmp_path):
   assert not (tmp_path / 'out/base_model').exists()
 
 
+def test_a_changed_base_is_never_left_to_the_reader(run, tmp_path):
+  (tmp_path / 'run/model').mkdir(parents=True)
+  changed = run._replace(directory=tmp_path / 'run')
+  with pytest.raises(UserError, match=r'changed the BloomBackbone itself, .*--format savedmodel'):
+    peft_export.export_peft(_as(changed, 'BloomBackbone'), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+  peft_export.export_peft(changed, tmp_path / 'out')
+  assert (tmp_path / 'out/base_model/config.json').exists()
+
+
 def test_what_peft_cannot_load_is_refused(run, tmp_path):
   with pytest.raises(UserError, match=r'DebertaV3Backbone .*no known counterpart'):
     peft_export.export_peft(_as(run, 'DebertaV3Backbone'), tmp_path / 'out')

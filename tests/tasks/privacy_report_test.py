@@ -220,6 +220,13 @@ def test_says_what_evaluation_gives_away(write):
   assert 'samples.json: single held-out clients' in ' '.join(_written(directory)['not_covered'])
 
 
+def test_says_that_clients_trained_on_other_machines(write):
+  directory = write('fixed')
+  assert 'remote workers' not in ' '.join(_written(directory)['not_covered'])
+  _change(directory / 'environment.json', remote_workers=True)
+  assert 'remote workers' in ' '.join(_written(directory)['not_covered'])
+
+
 def test_says_that_evaluation_was_declared_to_be_public(write):
   directory = write('fixed', public_eval_clients=True)
   assert 'declared that they are no secret' in ' '.join(_written(directory)['not_covered'])

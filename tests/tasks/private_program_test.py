@@ -72,6 +72,13 @@ def _all_bytes(directory):
   return {p: p.read_bytes() for p in directory.rglob('*') if p.is_file()}
 
 
+def test_tensorboard_is_refused_before_anything_is_loaded(preset, tmp_path):
+  config = tiny_world.run_config(preset, **_PRIVATE)
+  with pytest.raises(UserError, match='--tensorboard'):
+    program.train(config, tmp_path / 'run', resume=False, command=[], tensorboard=True)
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.fixture(scope='module', name='known')
 def known_fixture():
   """Clients whose losses, counts and sizes are known numbers."""

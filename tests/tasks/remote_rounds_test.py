@@ -3,6 +3,7 @@
 """Rounds on several workers are the process's own, whatever happens to a worker meanwhile."""
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -14,6 +15,7 @@ import sys
 import threading
 import types
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,7 +23,8 @@ import tensorflow_federated as tff
 
 import hetlora_tff
 import privacy
-from tasks import remote_rounds, remote_worker, worker
+from tasks import dp_settings, privacy_guard, remote_rounds, remote_worker, worker
+from tasks.config import RunConfig
 from tasks.errors import UserError
 from tests.hetlora_tff import toy_model
 from tests.integration import tiny_world
@@ -32,6 +35,7 @@ pytestmark = [
   pytest.mark.skipif(sys.platform != 'linux', reason='needs worker processes that can be stopped'),
 ]
 
+_WORDS = 'a clients own words'
 RANKS = [1, 4, 2, 3, 2, 4]
 # One batch each.
 CLIENTS = [toy_model.client_data(r, toy_model.examples(seed, 2)) for seed, r in enumerate(RANKS)]
@@ -192,7 +196,7 @@ def test_a_worker_that_is_killed_in_a_round_changes_nothing(fleet, process, stat
   check_equal(rounds.next(state, CLIENTS), expected)
   assert drain(counts) == [1] * len(CLIENTS)
   assert [re.sub(r': .+\. ', ': ', line) for line in said] == [
-    'Worker b is lost: Others train its clients.'
+    'Worker b is lost: Others do its part.'
   ]
   # It stays away, which is said once.
   for _ in range(2):
@@ -245,6 +249,44 @@ def test_an_error_of_the_computation_is_no_lost_worker(fleet, process, state):
   assert said == []
 
 
+@contextlib.contextmanager
+def _quoting(code):
+  """A channel on which every request ends with a client's words."""
+
+  class Service(grpc.GenericRpcHandler):
+    def service(self, handler_call_details):
+      return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(code, _WORDS))
+
+  server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), handlers=[Service()])
+  port = server.add_insecure_port('127.0.0.1:0')
+  server.start()
+  with grpc.insecure_channel(f'127.0.0.1:{port}') as channel:
+    yield channel
+  server.stop(None).wait()
+
+
+@pytest.mark.parametrize('code', ['UNAVAILABLE', 'FAILED_PRECONDITION', 'INTERNAL'])
+def test_what_a_worker_quotes_of_clients_is_not_said(
+  fleet, process, state, tmp_path, monkeypatch, code
+):
+  settings = {'privacy': 'tree', 'min_separation': 4, 'noise_multiplier': 1.0}
+  config = dp_settings.settle(RunConfig(clients_per_round=5, rounds=8, **settings), 40, 1000)
+  guard, said = privacy_guard.build_guard(config, 40, tmp_path), []
+  with _quoting(grpc.StatusCode[code]) as channel:
+    stub = types.SimpleNamespace(channel=channel, check_running=lambda: None)
+    monkeypatch.setitem(fleet.workers, 'd', stub)
+    rounds = remote(process, 'd', said)
+    with pytest.raises(UserError) as caught, guard.silence():
+      rounds.next(state, CLIENTS)
+  assert _WORDS not in f'{caught.value} {said}'
+  log = tmp_path / 'secrets' / 'error.log'
+  if code == 'INTERNAL':
+    assert _WORDS in log.read_text()
+  else:
+    assert 'none is left' in str(caught.value)
+    assert re.fullmatch(r'Worker d is lost: [a-z ,]+\. Others do its part\.', said[0])
+
+
 def test_refuses_an_address_twice(fleet, process):
   with pytest.raises(UserError, match='twice'):
     remote(process, 'aa', [])
@@ -291,10 +333,29 @@ def test_on_two_hetlora_workers_of_which_one_is_killed(
     check_equal(rounds.next(state, CLIENTS), expected)
     assert drain(counts) == [1] * len(CLIENTS)
     assert [line.split(': ')[0] for line in said] == [f'Worker {first} is lost']
+    with pytest.raises(UserError, match=f'{second}: it is busy with the driver on'):
+      remote_rounds.RemoteRounds(process, [second], backbone=backbone, say=said.append)
     # Before anything is sent: a driver with another base model than its worker.
     other = dataclasses.replace(backbone, directory=str(tmp_path))
     with pytest.raises(UserError, match=f'{second} lacks the base model'):
       remote_rounds.RemoteRounds(process, [second], backbone=other, say=said.append)
+
+
+def test_graphs_are_moved_to_where_the_worker_has_the_backbone(fleet, tmp_path):
+  ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
+  ours.mkdir()
+  values = np.arange(8, dtype=np.float32)
+  (ours / 'tensor').write_bytes(values.tobytes())
+
+  @tff.tensorflow.computation(np.float32)
+  def scaled(factor):
+    path = str(ours / 'tensor')
+    mapped = tf.raw_ops.ImmutableConst(dtype=tf.float32, shape=[8], memory_region_name=path)
+    return collections.OrderedDict(product=factor * tf.reduce_sum(mapped))
+
+  moved = remote_rounds._moved(scaled, str(ours), str(theirs))
+  ours.rename(theirs)
+  assert moved(2.0)['product'] == 2 * values.sum()
 
 
 @contextlib.contextmanager

@@ -101,3 +101,27 @@ def test_with_noise_both_must_have_one_distribution():
   assert found['result'] == 'equal in distribution'
   with pytest.raises(ValueError, match='other distributions: ratio of variances 0'):
     same_rounds.compare(_Process(noised(1)), _Deployed(noised(2 / 3)), ['x'], repeats=3)
+
+
+@pytest.mark.parametrize(('scale', 'is_stated'), [(1.0, True), (2 / 3, False), (3 / 2, False)])
+def test_noise_is_as_large_as_it_is_stated(scale, is_stated):
+  rng = np.random.default_rng(0)
+  noised = _Deployed(lambda state: state + 0.1 * scale * rng.normal(size=NUMBERS))
+  if is_stated:
+    assert same_rounds.noise_ratio(noised, ['x'], 0.1) == pytest.approx(1.0, abs=0.05)
+    return
+  with pytest.raises(ValueError, match=r'(0\.6|1\.[45])\d* times what the mechanism states'):
+    same_rounds.noise_ratio(noised, ['x'], 0.1)
+
+
+def test_no_noise_is_not_what_is_stated():
+  with pytest.raises(ValueError, match='is 0 times'):
+    same_rounds.noise_ratio(_Deployed(np.copy), ['x'], 0.1)
+
+
+def test_rounding_by_chance_adds_to_noise_as_far_as_it_may():
+  rng = np.random.default_rng(0)
+  noised = _Deployed(lambda state: state + 0.12 * rng.normal(size=NUMBERS))
+  same_rounds.noise_ratio(noised, ['x'], 0.1, rounding=0.12**2 - 0.1**2)
+  with pytest.raises(ValueError, match=r'1\.19 times'):
+    same_rounds.noise_ratio(noised, ['x'], 0.1)

@@ -3,11 +3,11 @@
 """`hetlora worker` and the driver's end of it."""
 
 import concurrent.futures
+import functools
 import os
 import pathlib
-import re
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
@@ -21,7 +21,7 @@ import tensorflow_federated as tff
 from tasks import remote_worker, worker, worker_server
 from tasks.errors import UserError
 from tasks.remote_worker import RemoteWorker
-from tests.tasks.processes import is_gone_within
+from tasks.worker_session import Sessions
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKEN = 'a-token-of-some-length'
@@ -40,19 +40,40 @@ def _never_lost():
   raise AssertionError('The connection was lost.')
 
 
-def _served(local, token=None, host='127.0.0.1'):
-  server, port = worker_server.build_server(local, 3, token, host, 0)
+def _built(local, token=None, host='127.0.0.1', port=0, sessions=None):
+  service = worker_server.Service(local, sessions or Sessions(), 3, token, 'no backbone')
+  return worker_server.build_server(service, host, port)
+
+
+def _served(local, token=None, host='127.0.0.1', sessions=None):
+  server, port = _built(local, token, host, sessions=sessions)
   server.start()
   return server, f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
 @pytest.fixture(scope='module')
-def address():
-  """A server with a token on a TFF worker, in this process."""
+def local():
   with worker.LocalWorker(1) as local:
-    server, address = _served(local, TOKEN)
-    yield address
-    server.stop(None).wait()
+    yield local
+
+
+@pytest.fixture(scope='module')
+def address(local):
+  """A server with a token on a TFF worker, in this process, which every session finds clean."""
+  sessions, stop = Sessions(), threading.Event()
+  server, address = _served(local, TOKEN, sessions=sessions)
+
+  def clean():
+    while not stop.wait(0.02):
+      if sessions.is_left:
+        sessions.cleaned()
+
+  cleaner = threading.Thread(target=clean)
+  cleaner.start()
+  yield address
+  stop.set()
+  cleaner.join()
+  server.stop(None).wait()
 
 
 class _Upstream(grpc.GenericRpcHandler):
@@ -89,18 +110,22 @@ def forwarded(upstream):
   port = behind.add_insecure_port('127.0.0.1:0')
   behind.start()
   local = types.SimpleNamespace(channel=grpc.insecure_channel(f'127.0.0.1:{port}'), pid=1)
-  server, address = _served(local)
+  sessions = Sessions()
+  sessions.begin('ours', 'us', 0)
+  server, address = _served(local, sessions=sessions)
   yield grpc.insecure_channel(address)
   server.stop(None).wait()
   behind.stop(None).wait()
 
 
-def _method(channel, name):
-  return channel.unary_unary(f'/tensorflow_federated.v0.ExecutorGroup/{name}')
+def _method(channel, name, session='ours'):
+  method = channel.unary_unary(f'/tensorflow_federated.v0.ExecutorGroup/{name}')
+  return functools.partial(method, metadata=[(remote_worker.SESSION_KEY, session)])
 
 
 def test_runs_computations_with_messages_larger_than_grpcs_default(address):
-  context = RemoteWorker(address, TOKEN).connect(_never_lost)
+  remote = RemoteWorker(address, TOKEN)
+  context = remote.connect(_never_lost)
   values = np.arange(2_000_000, dtype=np.float32)
   with tff.framework.get_context_stack().install(context):
     echo, total = _sum_and_echo(values, [1.0, 2.0, 4.0])
@@ -129,7 +154,8 @@ def test_code_and_details_of_an_error_are_kept(forwarded):
 
 
 def test_a_driver_that_leaves_cancels_its_request(forwarded, upstream):
-  call = _method(forwarded, 'Wait').future(b'')
+  method = forwarded.unary_unary('/tensorflow_federated.v0.ExecutorGroup/Wait')
+  call = method.future(b'', metadata=[(remote_worker.SESSION_KEY, 'ours')])
   assert upstream.waits.wait(20)
   call.cancel()
   assert upstream.cancelled.wait(20)
@@ -141,18 +167,64 @@ def test_wrong_token_is_refused_for_every_method(address, token):
   with pytest.raises(UserError, match=f'--workers {address}: .*another token; give its token in'):
     remote.describe()
   with pytest.raises(UserError, match='--token-file'):
-    remote.check_backbone('/', '0')
-  context = remote.connect(lambda: None)
-  with tff.framework.get_context_stack().install(context):
+    remote.find_backbone(_Backbone())
+  with pytest.raises(UserError, match='--token-file'):
+    remote.connect(lambda: None)
+  channel = grpc.insecure_channel(address)
+  for method in ('GetExecutor', 'Compute', 'Unknown'):
     with pytest.raises(grpc.RpcError) as caught:
-      _sum_and_echo(np.zeros([1], np.float32), [])
+      channel.unary_unary(f'/tensorflow_federated.v0.ExecutorGroup/{method}')(
+        b'', metadata=[(remote_worker.TOKEN_KEY, token or '')]
+      )
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_health_needs_no_token(address):
-  channel = grpc.insecure_channel(address)
-  # `HealthCheckResponse` with `status: SERVING`, as Kubernetes reads it.
-  assert channel.unary_unary('/grpc.health.v1.Health/Check')(b'') == b'\x08\x01'
+def _is_stopped(pid):
+  return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'T'
+
+
+def test_health_needs_no_token_and_is_that_of_the_tff_process(address, local, monkeypatch):
+  monkeypatch.setattr(worker_server, '_ANSWER_SECONDS', 0.5)
+  check = grpc.insecure_channel(address).unary_unary('/grpc.health.v1.Health/Check')
+  # `HealthCheckResponse` with `status: SERVING` or `NOT_SERVING`, as Kubernetes reads it.
+  assert check(b'') == b'\x08\x01'
+  os.kill(local.pid, signal.SIGSTOP)
+  try:
+    while not _is_stopped(local.pid):
+      time.sleep(0.01)
+    assert check(b'') == b'\x08\x02'
+  finally:
+    os.kill(local.pid, signal.SIGCONT)
+  assert check(b'') == b'\x08\x01'
+
+
+def test_one_driver_at_a_time(address, monkeypatch):
+  monkeypatch.setattr(worker_server, '_FREE_SECONDS', 0.2)
+  first, second = RemoteWorker(address, TOKEN), RemoteWorker(address, TOKEN)
+  old = first.connect(_never_lost)
+  ours = rf'{socket.gethostname()}, process {os.getpid()}'
+  with pytest.raises(UserError, match=f'--workers {address}: it is busy with the driver on {ours}'):
+    second.connect(_never_lost)
+  # The driver itself may begin anew, and what it had is over then.
+  monkeypatch.setattr(worker_server, '_FREE_SECONDS', 5)
+  new = first.connect(_never_lost)
+  with tff.framework.get_context_stack().install(new):
+    assert _sum_and_echo(np.zeros([1], np.float32), [2.0])[1] == 2.0
+  with (
+    tff.framework.get_context_stack().install(old),
+    pytest.raises(AssertionError, match='connection was lost'),
+  ):
+    _sum_and_echo(np.zeros([1], np.float32), [2.0])
+  # One that is gone, though nobody has closed anything.
+  del first
+  second.connect(_never_lost)
+
+
+@pytest.mark.parametrize('session', ['', 'another'])
+def test_without_a_session_nothing_is_handed_on(forwarded, session):
+  with pytest.raises(grpc.RpcError) as caught:
+    _method(forwarded, 'Echo', session)(b'abc')
+  assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_tokens_are_compared_in_constant_time(address, monkeypatch):
@@ -175,9 +247,9 @@ def test_tokens_are_compared_in_constant_time(address, monkeypatch):
 def test_worker_of_another_version_is_named(address, monkeypatch, ours, message):
   versions = remote_worker.own_versions()
   # Only the driver's end asks for its own after the answer.
-  described = worker_server._Service._describe
+  described = worker_server.Service._describe
   monkeypatch.setattr(
-    worker_server._Service,
+    worker_server.Service,
     '_describe',
     lambda self, request: {**described(self, request), 'versions': versions._asdict()},
   )
@@ -188,7 +260,7 @@ def test_worker_of_another_version_is_named(address, monkeypatch, ours, message)
 
 @pytest.mark.parametrize('answer', [{}, {'versions': {'hetlora_tff': '9'}}, {'versions': 3}, []])
 def test_worker_of_a_version_with_other_fields_is_named(address, monkeypatch, answer):
-  monkeypatch.setattr(worker_server._Service, '_describe', lambda self, request: answer)
+  monkeypatch.setattr(worker_server.Service, '_describe', lambda self, request: answer)
   with pytest.raises(UserError, match=f'--workers {address} runs another version, and this is'):
     RemoteWorker(address, TOKEN).describe()
 
@@ -204,7 +276,7 @@ def test_something_else_at_the_address_is_named():
 
 def test_nobody_at_the_address_is_named_in_time():
   started = time.monotonic()
-  with pytest.raises(UserError, match=r'--workers 127\.0\.0\.1:1: nobody answered within 0\.5 s'):
+  with pytest.raises(UserError, match=r'--workers 127\.0\.0\.1:1: nobody answers in time'):
     RemoteWorker('127.0.0.1:1').describe(seconds=0.5)
   assert time.monotonic() - started < 5
 
@@ -230,40 +302,67 @@ def test_listens_on_ipv6():
 class _Backbone:
   """Counts how often it is read."""
 
-  sha256 = 'ab' * 32
+  class_name, sha256 = 'GPT2Backbone', 'ab' * 32
   loads = 0
+
+  def __init__(self, directory='/'):
+    self.directory = str(directory)
 
   @classmethod
   def load(cls, directory):
     cls.loads += 1
-    return cls()
+    return cls(directory)
 
 
 def test_backbone_is_read_once_and_again_after_a_change(address, tmp_path, monkeypatch):
   monkeypatch.setattr(worker_server, 'FrozenBackbone', _Backbone)
-  remote, tensor = RemoteWorker(address, TOKEN), tmp_path / '0000.bin'
+  remote, tensor = RemoteWorker(address, TOKEN), tmp_path / 'tensors' / '0000.bin'
+  tensor.parent.mkdir()
   tensor.write_bytes(b'a')
   for _ in range(3):
-    remote.check_backbone(str(tmp_path), _Backbone.sha256)
+    assert remote.find_backbone(_Backbone(tmp_path)) == str(tmp_path)
   assert _Backbone.loads == 1
   tensor.write_bytes(b'bc')
-  remote.check_backbone(str(tmp_path), _Backbone.sha256)
+  remote.find_backbone(_Backbone(tmp_path))
   assert _Backbone.loads == 2
-  with pytest.raises(UserError, match=r'holds another one \(sha256 abababab, not 12121212\)'):
-    remote.check_backbone(str(tmp_path), '12' * 32)
+  other = _Backbone(tmp_path)
+  other.sha256 = '12' * 32
+  with pytest.raises(UserError, match=r'sha256 12121212: .* holds another one \(sha256 abababab\)'):
+    remote.find_backbone(other)
 
 
-def test_missing_backbone_names_worker_and_directory(address, tmp_path):
+def test_backbone_is_found_in_the_workers_own_places(local, tmp_path, monkeypatch):
+  monkeypatch.setenv('HETLORA_CACHE', str(tmp_path / 'cache'))
+  cached, named = str(tmp_path / 'cache' / 'backbones' / 'converted'), str(tmp_path / 'named')
+  held = {cached: '1', named: '2', '/there/converted': '3'}
+  monkeypatch.setattr(worker_server, '_sha256', lambda directory, _: held.get(directory, '4'))
+  service = worker_server.Service(local, Sessions(), 1, None, named)
+
+  def find(sha256):
+    return service._find_backbone({'directory': '/there/converted', 'sha256': sha256})
+
+  assert find('1') == {'directory': cached}
+  assert find('2') == {'directory': named}
+  assert find('3') == {'directory': '/there/converted'}
+  assert find('5')['problem'] == '/there/converted holds another one (sha256 3).'
+
+
+def test_missing_backbone_names_worker_and_model(address, tmp_path):
+  worker_server._sha256.cache_clear()
   missing = tmp_path / 'missing'
-  with pytest.raises(UserError, match=f'--workers {address} lacks the base model: Cannot read'):
-    RemoteWorker(address, TOKEN).check_backbone(str(missing), '0')
+  with pytest.raises(
+    UserError,
+    match=f'--workers {address} lacks the base model, GPT2Backbone with sha256 abababab: Cannot '
+    f'read {missing}.* --backbone of this run, or copy {missing} to the same path there',
+  ):
+    RemoteWorker(address, TOKEN).find_backbone(_Backbone(missing))
 
 
 @pytest.mark.parametrize('request_', [b'', b'{', b'{}', b'[]', b'3', b'{"directory": 3}', b'\xff'])
 def test_request_of_another_version_is_no_crash(address, request_):
   channel = grpc.insecure_channel(address)
   with pytest.raises(grpc.RpcError) as caught:
-    channel.unary_unary(remote_worker.CHECK_BACKBONE)(
+    channel.unary_unary(remote_worker.FIND_BACKBONE)(
       request_, metadata=[(remote_worker.TOKEN_KEY, TOKEN)]
     )
   assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -275,87 +374,10 @@ def test_port_in_use_is_one_line(address):
   with pytest.raises(
     UserError, match=rf'^Cannot listen on {address}: Address already in use; [^\n]*$'
   ):
-    worker_server.build_server(local, 1, None, host, int(port))
+    _built(local, host=host, port=int(port))
 
 
 @pytest.mark.parametrize(('host', 'port'), [('127.0.0.1', 70_000), ('no.such.host.invalid', 0)])
 def test_address_that_cannot_be_had_is_one_line(host, port):
   with pytest.raises(UserError, match=rf'^Cannot listen on {host}:{port}: [^\n]+$'):
-    worker_server.build_server(types.SimpleNamespace(channel=None), 1, None, host, port)
-
-
-@pytest.mark.parametrize('content', [b'', b'short', b'two words of a token', b'\xff' * 20])
-def test_file_without_a_token_is_refused(tmp_path, content):
-  path = tmp_path / 'token'
-  path.write_bytes(content)
-  with pytest.raises(UserError, match=f'--token-file {path}'):
-    remote_worker.read_token(path)
-  with pytest.raises(UserError, match='No such file'):
-    remote_worker.read_token(tmp_path / 'missing')
-
-
-def test_token_may_end_in_a_newline(tmp_path):
-  path = tmp_path / 'token'
-  path.write_text(f'{TOKEN}\n')
-  assert remote_worker.read_token(path) == TOKEN
-
-
-@pytest.mark.parametrize(
-  ('host', 'token', 'warning'),
-  [
-    ('127.0.0.1', None, ''),
-    ('localhost', None, ''),
-    ('::1', None, ''),
-    ('0.0.0.0', None, 'whoever reaches the port runs code here'),
-    ('some.host', TOKEN, 'nothing is encrypted, the token included'),
-  ],
-)
-def test_warns_of_more_than_loopback(capsys, host, token, warning):
-  worker_server._warn(host, token)
-  err = capsys.readouterr().err
-  assert warning in err
-  assert err.count('\n') == bool(warning)
-
-
-def _serve(then):
-  """Serves in this thread until `then`, which gets the TFF worker's pid, has ended it."""
-  lines, pids = [], []
-
-  def say(line):
-    lines.append(line)
-    pids.append(RemoteWorker(line.split()[2].rstrip(',')).describe().pid)
-    then(pids[0])
-
-  try:
-    worker_server.serve(port=0, max_concurrent_clients=1, say=say)
-  finally:
-    assert re.fullmatch(r'Worker on 127\.0\.0\.1:\d+, 1 client at a time; Ctrl-C .*', lines[0])
-    assert is_gone_within(pids[0], 1)
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_ends_in_order(number):
-  before = signal.getsignal(number)
-  _serve(lambda _: os.kill(os.getpid(), number))
-  assert signal.getsignal(number) is before
-
-
-def test_ends_when_the_tff_worker_does():
-  with pytest.raises(UserError, match=r'ended with status -9 .* fewer --max-concurrent-clients'):
-    _serve(lambda pid: os.kill(pid, signal.SIGKILL))
-
-
-def test_refuses_no_clients_at_all():
-  with pytest.raises(UserError, match='--max-concurrent-clients must be 1 or more, got 0'):
-    worker_server.serve(max_concurrent_clients=0)
-
-
-@pytest.mark.slow
-def test_kill_takes_the_tff_worker_along():
-  script = 'from tasks import worker_server; worker_server.serve(port=0)'
-  served = subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.PIPE)
-  line = next(line for line in served.stdout if line.startswith(b'Worker on'))
-  pid = RemoteWorker(line.split()[2].rstrip(b',').decode()).describe().pid
-  served.kill()
-  served.wait(20)
-  assert is_gone_within(pid, 5)
+    _built(types.SimpleNamespace(channel=None), host=host, port=port)

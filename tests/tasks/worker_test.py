@@ -175,6 +175,18 @@ def test_log_file_takes_the_workers_output(tmp_path):
   with worker_lib.LocalWorker(1, log) as worker:
     links = [os.readlink(f'/proc/{worker.pid}/fd/{fd}') for fd in (1, 2)]
   assert links == [str(log)] * 2
+  assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_restarted_worker_is_another_process():
+  with worker_lib.LocalWorker(1) as worker:
+    before = worker.pid
+    assert worker.answers_within(5)
+    worker.restart()
+    assert not runs(before)
+    assert worker.answers_within(5)
+    assert worker.pid != before
+  assert not worker.answers_within(1)
 
 
 def test_log_file_that_cannot_be_written_is_a_user_error(tmp_path):
