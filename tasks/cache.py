@@ -7,6 +7,11 @@ import pathlib
 
 
 def cache_directory() -> pathlib.Path:
-  """`$HETLORA_CACHE`, or the user's cache."""
-  default = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(os.environ.get('HETLORA_CACHE') or pathlib.Path(default) / 'hetlora_tff')
+  """`$HETLORA_CACHE`, which people may share, or the user's own."""
+  return pathlib.Path(os.environ.get('HETLORA_CACHE') or own_cache_directory())
+
+
+def own_cache_directory() -> pathlib.Path:
+  """The user's own cache: for what is executed."""
+  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(cache) / 'hetlora_tff'

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program: rounds, evaluations, checkpoints and files of one run."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -112,6 +113,9 @@ class _LocalRounds:
   def __init__(self, process: hetlora_tff.HetLoraProcess):
     self._process = process
 
+  def close(self) -> None:
+    """There is nothing to give up."""
+
   def next(self, state: Any, client_data: Sequence[Any]) -> hetlora_tff.HetLoraOutput:
     """As `process.next`, of nobody, too: a runtime hands nothing back to nobody."""
     if client_data:
@@ -163,7 +167,7 @@ class _Run:
 
   def all_rounds(self, resume: bool) -> RunState:
     """The state after the last round, whose checkpoint is on disk."""
-    with self._checkpoints:
+    with contextlib.closing(self._rounds), self._checkpoints:
       state = self._start(resume)
       while state.round_number < self._experiment.config.rounds and self._affords_round(state):
         state = self._one_round(state)

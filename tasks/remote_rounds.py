@@ -73,13 +73,23 @@ class RemoteRounds:
     # Why lost workers do not come back; not every round anew.
     self._told: set[str] = set()
     self._workers = [_Worker(address, token, backbone) for address in addresses]
-    for connected in [_in_thread(worker.connect) for worker in self._workers]:
-      connected.result()
+    try:
+      for worker, connected in [(w, _in_thread(w.connect)) for w in self._workers]:
+        connected.result()
+        worker.is_connected = True
+    except BaseException:
+      self.close()
+      raise
     self._clients_at_a_time = max(worker.clients_at_a_time for worker in self._workers)
     self._split = build_split_round(process)
     self._backbone = backbone
     # By where workers have the backbone.
     self._partials: dict[str | None, tff.Computation] = {}
+
+  def close(self) -> None:
+    """Lets others have the workers, which drop what they hold and compute for this run."""
+    for worker in self._workers:
+      worker.close()
 
   def next(self, state: Any, client_data: Sequence[Any]) -> hetlora_tff.HetLoraOutput:
     """As `process.next`, in TFF's current context and on the workers.
@@ -120,9 +130,7 @@ class RemoteRounds:
     idle = collections.deque(worker for worker in self._workers if worker.is_connected)
     # The index of the part that a worker trains, None for one that is asked to come back.
     running: dict[concurrent.futures.Future, tuple[_Worker, int | None]] = {
-      _in_thread(worker.connect, _RETURN_SECONDS): (worker, None)
-      for worker in self._workers
-      if not worker.is_connected
+      worker.asked_back(): (worker, None) for worker in self._workers if not worker.is_connected
     }
     while len(sums) < len(parts):
       while waiting and idle:
@@ -138,10 +146,13 @@ class RemoteRounds:
       done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
       for future in done:
         worker, index = running.pop(future)
+        if index is None:
+          worker.returning = None
         try:
           result = future.result()
         except (_LostError, UserError) as error:
           if index is not None:
+            worker.is_connected = False
             waiting.appendleft(index)
             self._say(f'Worker {worker.address} is lost: {error} Others do its part.')
           elif str(error) not in self._told:
@@ -150,6 +161,7 @@ class RemoteRounds:
           continue
         idle.append(worker)
         if index is None:
+          worker.is_connected = True
           self._say(f'Worker {worker.address} is back.')
         else:
           sums[index] = result
@@ -165,7 +177,8 @@ class _Worker:
 
   Attributes:
     address: `host:port`.
-    is_connected: whether it may be given clients.
+    is_connected: whether it may be given clients; of the thread that hands them out.
+    returning: the attempt to come back that is under way, if there is one.
     clients_at_a_time: how many it trains at the same time.
     backbone_directory: where it has the base model, if one is needed.
   """
@@ -173,6 +186,7 @@ class _Worker:
   def __init__(self, address: str, token: str | None, backbone: hetlora_tff.FrozenBackbone | None):
     self.address = address
     self.is_connected = False
+    self.returning: concurrent.futures.Future | None = None
     self.clients_at_a_time = 1
     self.backbone_directory: str | None = None
     self._remote = RemoteWorker(address, token)
@@ -186,7 +200,16 @@ class _Worker:
       self.backbone_directory = self._remote.find_backbone(self._backbone)
     # A new one: what the old context has left on a worker that was lost is gone.
     self._context = self._remote.connect(_end_where_connection_broke)
-    self.is_connected = True
+
+  def asked_back(self) -> concurrent.futures.Future:
+    """The attempt to come back: one at a time, for it may outlast a round and two would cross."""
+    if self.returning is None:
+      self.returning = _in_thread(self.connect, _RETURN_SECONDS)
+    return self.returning
+
+  def close(self) -> None:
+    """Gives the worker up."""
+    self._remote.close()
 
   def train(self, partial: tff.Computation, broadcast: Any, part: Any) -> Any:
     """The sums of a part of the cohort."""
@@ -195,7 +218,6 @@ class _Worker:
       try:
         return partial(broadcast, part)
       except _LostError:
-        self.is_connected = False
         raise
       except Exception as error:
         # No UserError: its text may quote clients.

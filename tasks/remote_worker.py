@@ -184,6 +184,12 @@ class RemoteWorker:
     channel = grpc.intercept_channel(self._channel, _Metadata((*self._metadata, session)))
     return worker.connect(channel, check_running)
 
+  def close(self) -> None:
+    """Ends the session and the connection."""
+    if self._session:
+      self._session.cancel()
+    self._channel.close()
+
   def _ask(self, method: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
     send = self._channel.unary_unary(method)
     try:

@@ -30,7 +30,7 @@ import grpc
 import tensorflow_federated as tff
 
 from tasks import worker_binary
-from tasks.cache import cache_directory
+from tasks.cache import own_cache_directory
 from tasks.errors import UserError
 
 _MAX_MESSAGE_BYTES = 2_000_000_000
@@ -224,7 +224,7 @@ class LocalWorker:
 
   def _start(self) -> grpc.Channel:
     """Starts the process and connects to it."""
-    program = worker_binary.prepare(cache_directory())
+    program = worker_binary.prepare(own_cache_directory())
     with _socket_directory() as directory:
       self._process = self._launch(program, directory)
       # gRPC reads the path of a UNIX socket as a URI.

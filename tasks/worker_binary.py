@@ -12,6 +12,7 @@ import mmap
 import os
 import pathlib
 import shutil
+import stat
 import threading
 
 import tensorflow_federated as tff
@@ -39,15 +40,26 @@ def prepare(cache: pathlib.Path) -> pathlib.Path:
   size = source.stat().st_size
   copy = cache / 'workers' / f'tensorflow_federated-{tff.__version__}-{size}'
   try:
+    copy.parent.mkdir(mode=_MODE, parents=True, exist_ok=True)
     if not copy.is_file() or copy.stat().st_size != size:
-      copy.parent.mkdir(parents=True, exist_ok=True)
       _copy(source, copy)
+    for path in (copy.parent, copy):
+      _check_is_ours(path)
   except OSError as error:
     raise UserError(
       f"Cannot write TFF's worker, {size >> 20} MiB, to {copy.parent}: {error.strerror}; make room "
-      'or name another directory in HETLORA_CACHE.'
+      'or name another directory in XDG_CACHE_HOME.'
     ) from error
   return copy
+
+
+def _check_is_ours(path: pathlib.Path) -> None:
+  """What is executed must be nobody else's to change."""
+  status = path.stat()
+  if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    raise UserError(
+      f'{path} belongs to another user or can be written by others, and it is executed; remove it.'
+    )
 
 
 def _worker_of_tff() -> pathlib.Path:

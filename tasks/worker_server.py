@@ -42,8 +42,8 @@ _HEALTH, _SERVING, _NOT_SERVING = '/grpc.health.v1.Health/Check', b'\x08\x01', b
 # Requests at a time; a computation holds one for as long as it runs.
 _REQUESTS = 64
 _STOP_SECONDS = 2.0
-# How long a health check waits for the TFF process, which answers in a millisecond and, where all
-# cores train, in some hundred; after how much silence it is given up.
+# How long a health check waits for the TFF process; after how much silence the process is given up:
+# patient, for where all cores train it answers late.
 _ANSWER_SECONDS, _SILENT_SECONDS = 4.0, 60.0
 # How often the TFF process is asked.
 _ASK_SECONDS = 5.0

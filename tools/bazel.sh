@@ -44,10 +44,10 @@ if [ ! -f "$isolated/ready" ]; then
 fi
 
 # The one directory that tests share, as under `make test`: without it each would copy TFF's worker.
-cache=${HETLORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hetlora_tff}
-mkdir -p "$cache"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}
+mkdir -p "$cache/hetlora_tff"
 path=$isolated/bin:/usr/bin:/bin
 
 [ $# -gt 0 ] || set -- //...
 exec /usr/bin/bazel test --action_env=PATH="$path" --test_env=PATH="$path" \
-  --test_env=HETLORA_CACHE="$cache" --sandbox_writable_path="$cache" "$@"
+  --test_env=XDG_CACHE_HOME="$cache" --sandbox_writable_path="$cache/hetlora_tff" "$@"

@@ -63,10 +63,12 @@ def test_dockerfile_prepares_worker_and_base_model_where_they_are_looked_for(mon
   prepared = []
   monkeypatch.setattr(worker_binary, 'prepare', prepared.append)
   monkeypatch.setattr(backbones, 'load_base_model', lambda _, cache: prepared.append(cache))
-  monkeypatch.setenv('HETLORA_CACHE', re.search(r'HETLORA_CACHE=(\S+)', text)[1])
+  monkeypatch.delenv('HETLORA_CACHE', raising=False)
+  monkeypatch.setenv('XDG_CACHE_HOME', re.search(r'XDG_CACHE_HOME=(\S+)', text)[1])
   for script in re.findall(r"python -c '(.*)'", text):
     exec(script, {})
   assert prepared == [cache.cache_directory()] * 2
+  assert str(prepared[0]) in re.search(r'install --directory (.*)', text)[1]
   # Before the user changes, it would be root's, and of no use to others.
   assert text.index('USER ') < text.index('python -c')
 

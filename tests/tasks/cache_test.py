@@ -9,6 +9,7 @@ def test_cache_is_where_the_environment_says(monkeypatch, tmp_path):
   monkeypatch.setenv('HETLORA_CACHE', str(tmp_path / 'a'))
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'b'))
   assert cache.cache_directory() == tmp_path / 'a'
+  assert cache.own_cache_directory() == tmp_path / 'b' / 'hetlora_tff'
   monkeypatch.delenv('HETLORA_CACHE')
   assert cache.cache_directory() == tmp_path / 'b' / 'hetlora_tff'
   monkeypatch.delenv('XDG_CACHE_HOME')

@@ -54,7 +54,7 @@ def test_full_disk_names_the_directory_and_leaves_nothing(source, tmp_path, monk
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(shutil, 'copyfile', fill)
-  with pytest.raises(UserError, match=f'to {tmp_path}/workers: No space left .* HETLORA_CACHE'):
+  with pytest.raises(UserError, match=f'to {tmp_path}/workers: No space left .* XDG_CACHE_HOME'):
     worker_binary.prepare(tmp_path)
   assert list((tmp_path / 'workers').iterdir()) == []
 
@@ -75,3 +75,14 @@ def test_missing_worker_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setattr(worker_binary.tff, '__file__', str(tmp_path / '__init__.py'))
   with pytest.raises(UserError, match=r'has no worker at .*; reinstall it'):
     worker_binary.prepare(tmp_path)
+
+
+@pytest.mark.parametrize('others_may', ['write the copy', 'write beside it', 'own it'])
+def test_what_others_can_change_is_not_executed(source, tmp_path, monkeypatch, others_may):
+  copy = worker_binary.prepare(tmp_path / 'cache')
+  if others_may == 'own it':
+    monkeypatch.setattr(os, 'geteuid', lambda: 65534)
+  else:
+    (copy if others_may == 'write the copy' else copy.parent).chmod(0o777)
+  with pytest.raises(UserError, match=r'it is executed; remove it'):
+    worker_binary.prepare(tmp_path / 'cache')
