@@ -5,9 +5,11 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
+
+import safetensors
 
 
 @contextlib.contextmanager
@@ -33,13 +35,13 @@ def staged(
   staging = None
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    staging = target.with_name(f'.{target.name}.{secrets.token_hex(8)}')
+    staging.mkdir()
     yield staging
-    staging.chmod(0o755)
     os.replace(staging, target)
-  except OSError as error:
-    # h5py's have neither a number nor a text of their own.
-    reason = error.strerror or str(error).partition('\n')[0]
+  except (OSError, safetensors.SafetensorError) as error:
+    # Those of h5py and safetensors have neither a number nor a text of their own.
+    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
     raise error_class(f'Cannot write {content} to {target}: {reason}.') from error
   finally:
     if staging is not None:

@@ -11,16 +11,12 @@
 | `privacy_report.md`        | of the run                                                      |
 """
 
-import contextlib
 import json
-import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
-import safetensors
-
+from hetlora_tff import LoraConfig, staging
 from hetlora_tff.adapters import huggingface_model, peft
 from hetlora_tff.adapters.classification import CLASSIFIER, ENCODERS
 from tasks import artifacts
@@ -65,48 +61,46 @@ def export_peft(run: ExportedRun, output_dir: pathlib.Path) -> str:
       f'--format peft: method {run.config.method} changed the {backbone.class_name} itself, which'
       ' cannot be written for Hugging Face; --format savedmodel exports the merged model.'
     )
-  with _staged(output_dir) as staging:
-    names = peft.save_peft_adapter(
-      staging,
-      run.adapters,
-      run.lora,
-      base_model_name_or_path=BASE_MODEL if has_base else '',
-      architecture=backbone.class_name,
-      num_heads=backbone.num_heads,
-    )
-    if names == peft.OWN_NAMES:
-      raise UserError(
-        f'--format peft: {backbone.class_name} or one of the targets {", ".join(run.lora.targets)}'
-        ' has no known counterpart in Hugging Face; --format savedmodel exports the merged model.'
-      )
-    if has_base:
-      _write_base_model(staging / BASE_MODEL, run)
-    if run.labels:
-      labels = json.dumps(run.labels, indent=1, ensure_ascii=False)
-      (staging / LABELS).write_text(labels, 'utf-8')
-    report = run.directory / PRIVACY_REPORT
-    if report.is_file():
-      shutil.copyfile(report, staging / PRIVACY_REPORT)
-    (staging / CARD).write_text(_card(run, staging), 'utf-8')
+  try:
+    with staging.staged(output_dir, 'an adapter', ValueError) as draft:
+      _write(draft, run, run.lora, has_base=has_base)
+  except ValueError as error:
+    raise UserError(f'--format peft: {error}') from error
   told = f'the base model in {BASE_MODEL}/ and how to load both in {CARD}'
   if not has_base:
     told = f'how to load it in {CARD}; the base model is yours to get from Hugging Face'
   return f'{output_dir} holds the adapter as Hugging Face PEFT loads it, {told}.'
 
 
-@contextlib.contextmanager
-def _staged(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A directory beside the target to write into; it becomes the target if nothing fails."""
-  staging = output_dir.absolute().with_name(f'.{output_dir.name}.{os.getpid()}')
-  try:
-    staging.mkdir(parents=True)
-    yield staging
-    os.replace(staging, output_dir)
-  except (OSError, safetensors.SafetensorError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output-dir {output_dir} cannot be written: {reason}.') from error
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
+def _write(directory: pathlib.Path, run: ExportedRun, lora: LoraConfig, *, has_base: bool) -> None:
+  """Fills the directory.
+
+  Raises:
+    ValueError: if Hugging Face has no such modules.
+  """
+  backbone = run.base.backbone
+  names = peft.save_peft_adapter(
+    directory,
+    run.adapters,
+    lora,
+    base_model_name_or_path=BASE_MODEL if has_base else '',
+    architecture=backbone.class_name,
+    num_heads=backbone.num_heads,
+  )
+  if names == peft.OWN_NAMES:
+    raise ValueError(
+      f'{backbone.class_name} or one of the targets {", ".join(lora.targets)} has no known'
+      ' counterpart in Hugging Face; --format savedmodel exports the merged model.'
+    )
+  if has_base:
+    _write_base_model(directory / BASE_MODEL, run)
+  if run.labels:
+    labels = json.dumps(run.labels, indent=1, ensure_ascii=False)
+    (directory / LABELS).write_text(labels, 'utf-8')
+  report = run.directory / PRIVACY_REPORT
+  if report.is_file():
+    shutil.copyfile(report, directory / PRIVACY_REPORT)
+  (directory / CARD).write_text(_card(run, directory), 'utf-8')
 
 
 def _write_base_model(directory: pathlib.Path, run: ExportedRun) -> None:

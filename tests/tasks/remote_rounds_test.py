@@ -86,6 +86,7 @@ class Fleet:
     return types.SimpleNamespace(
       describe=describe,
       connect=lambda check: worker.connect(self.workers[address].channel, check),
+      close=lambda: None,
     )
 
   def mend(self):
@@ -285,6 +286,22 @@ def test_what_a_worker_quotes_of_clients_is_not_said(
   else:
     assert 'none is left' in str(caught.value)
     assert re.fullmatch(r'Worker d is lost: [a-z ,]+\. Others do its part\.', said[0])
+
+
+def test_a_lost_worker_is_asked_back_once_at_a_time(monkeypatch):
+  answer = threading.Event()
+  slow = types.SimpleNamespace(
+    describe=lambda *_: answer.wait() and types.SimpleNamespace(max_concurrent_clients=1),
+    connect=lambda _: None,
+  )
+  monkeypatch.setattr(remote_rounds, 'RemoteWorker', lambda *_: slow)
+  lost = remote_rounds._Worker('a:1', None, None)
+  attempt = lost.asked_back()
+  assert lost.asked_back() is attempt
+  answer.set()
+  attempt.result(timeout=10)
+  # Whoever hands out clients sees to it first.
+  assert not lost.is_connected
 
 
 def test_refuses_an_address_twice(fleet, process):
