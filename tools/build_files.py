@@ -120,6 +120,13 @@ def _test_size(source: str, path: pathlib.Path) -> str:
 
 def _is_slow(tree: ast.Module) -> bool:
   """Whether every test of the module has the marker `slow`, so that a quick run has none."""
+  of_all = [
+    ast.unparse(node.value)
+    for node in tree.body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'pytestmark'
+  ]
+  if any('mark.slow' in marks for marks in of_all):
+    return True
   tests = [
     node
     for node in ast.walk(tree)

@@ -108,9 +108,16 @@ def test_what_a_test_runs_in_another_process_is_a_dependency(repository):
   assert f'deps = {_listed(*labels)}' in build
 
 
-@pytest.mark.parametrize(('second', 'tagged'), [('@pytest.mark.slow', True), ('', False)])
-def test_a_file_of_slow_tests_alone_is_tagged(repository, second, tagged):
-  source = f'@pytest.mark.slow\ndef test_a():\n  pass\n\n{second}\ndef test_b():\n  pass\n'
+@pytest.mark.parametrize(
+  ('source', 'tagged'),
+  [
+    ('@pytest.mark.slow\ndef test_a(): pass\n@pytest.mark.slow\ndef test_b(): pass\n', True),
+    ('@pytest.mark.slow\ndef test_a(): pass\ndef test_b(): pass\n', False),
+    ('pytestmark = [pytest.mark.slow, other]\ndef test_a(): pass\n', True),
+    ('pytestmark = other\ndef test_a(): pass\n', False),
+  ],
+)
+def test_a_file_of_slow_tests_alone_is_tagged(repository, source, tagged):
   (repository / 'tests/tasks/text_test.py').write_text(source)
   build = build_files.build_file(repository, repository / 'tests/tasks')
   assert ('tags = ["slow"]' in build) == tagged
