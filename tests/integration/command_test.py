@@ -150,6 +150,7 @@ def _assert_same_adapters(*directories):
 # Ends of runs within this process, at everything that is put on disk, are in
 # `tests/tasks/program_test.py` and `tests/tasks/private_program_test.py`.
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_ten_times_at_any_moment_the_run_ends_as_if_undisturbed(preset, tmp_path):
   undisturbed, disturbed = tmp_path / 'undisturbed', tmp_path / 'disturbed'
   changes = {'rounds': 60, 'eval_every': 60}
@@ -162,6 +163,7 @@ def test_killed_ten_times_at_any_moment_the_run_ends_as_if_undisturbed(preset, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_tree_goes_on_with_its_own_noise_and_counts_every_start_after_kills(preset, tmp_path):
   changes = {
     'privacy': 'tree', 'noise_multiplier': 0.1, 'min_separation': 2, 'delta': 0.01,

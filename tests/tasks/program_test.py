@@ -222,7 +222,7 @@ def test_workers_stand_in_for_the_process(world, finished, tmp_path, monkeypatch
 
     def __init__(self, process, workers, *, backbone, token, say):
       asked.append((workers, backbone.class_name, token, callable(say)))
-      self.next = process.next
+      self.next, self.close = process.next, lambda: asked.append('closed')
 
   monkeypatch.setattr(program, 'RemoteRounds', Rounds)
   directory = tmp_path / 'run'
@@ -231,7 +231,7 @@ def test_workers_stand_in_for_the_process(world, finished, tmp_path, monkeypatch
     'verbosity': console.Verbosity.QUIET,
   }  # fmt: skip
   world(directory, options=options)
-  assert asked == [(['a:1', 'b:2'], 'GPT2Backbone', 'open sesame', True)]
+  assert asked == [(['a:1', 'b:2'], 'GPT2Backbone', 'open sesame', True), 'closed']
   assert _tensors(directory) == _tensors(finished)
   assert json.loads((directory / 'config.json').read_text())['deviation_from_exact'] is False
   assert not any(row['deviation_from_exact'] for row in _rows(directory / 'metrics.csv'))
