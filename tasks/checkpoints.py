@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run can go on from: its state after each of the last rounds."""
 
-import asyncio
 import concurrent.futures
 import os
 import pathlib
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks import coroutines
 from tasks.errors import UserError
 
 
@@ -108,7 +108,7 @@ class Checkpoints:
     started = time.monotonic()
     number = state.round_number
     try:
-      asyncio.run(self._manager.save(state, number))
+      coroutines.run(self._manager.save(state, number))
       _sync(self._folder / f'round_{number}')
     except (tf.errors.OpError, OSError) as error:
       self._remove_drafts()
@@ -130,12 +130,12 @@ class Checkpoints:
       UserError: if there are checkpoints and none can be read.
     """
     self._remove_drafts()
-    versions = asyncio.run(self._manager.get_versions()) or []
+    versions = coroutines.run(self._manager.get_versions()) or []
     unreadable = []
     for version in sorted(versions, reverse=True):
       path = self._folder / f'round_{version}'
       try:
-        state = asyncio.run(self._manager.load(version, like))
+        state = coroutines.run(self._manager.load(version, like))
         state = RunState(
           int(state.round_number),
           state.learning,

@@ -6,7 +6,6 @@ One filter stands before all of them. That of a private run is a list of what ma
 measurement that somebody adds stays inside until it is put there.
 """
 
-import asyncio
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks import plots
+from tasks import coroutines, plots
 from tasks.console import Progress
 from tasks.errors import UserError
 from tasks.run_directory import METRIC_COLUMNS, RANK_COLUMNS, RunDirectory
@@ -182,7 +181,7 @@ class Releases:
     if cohort_ranks is not None:
       value[_COHORT] = cohort_ranks
     try:
-      asyncio.run(self._manager.release(value, round_number))
+      coroutines.run(self._manager.release(value, round_number))
     except tf.errors.OpError as error:
       raise UserError(f'Cannot write {self._tensorboard}: {error.message}.') from error
 
@@ -191,7 +190,7 @@ class Releases:
     shutil.rmtree(folder, ignore_errors=True)
     manager = tff.program.TensorBoardReleaseManager(folder)
     for number, value in self._csv.released():
-      asyncio.run(manager.release(value, number))
+      coroutines.run(manager.release(value, number))
     return manager
 
 

@@ -132,7 +132,9 @@ def test_full_fine_tuning_has_no_adapter(run, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(run, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match=r'--output-dir .*out cannot be written: Not a directory'):
+  with pytest.raises(
+    UserError, match=r'--format peft: Cannot write an adapter to .*out: File exists'
+  ):
     peft_export.export_peft(run, tmp_path / 'file' / 'out')
 
 
