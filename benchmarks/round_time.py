@@ -11,9 +11,7 @@ machine's speed drifts.
     python -m benchmarks.round_time [--repeats 5]
 """
 
-import argparse
 import collections
-import json
 import os
 import statistics
 import time
@@ -22,36 +20,14 @@ from typing import Any
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import psutil
-import rich.console
-import rich.table
 import tensorflow as tf
 import tensorflow_federated as tff
-from absl import logging
 
 import hetlora_tff
-from benchmarks import workload
+from benchmarks import side_by_side, workload
 from tasks.worker import LocalWorker
 
 _LEARNING_RATE = 0.1
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-  parser.add_argument('--repeats', type=int, default=5, help='measured rounds of each kind')
-  parser.add_argument('--output', help='also write the JSON to this file')
-  arguments = parser.parse_args()
-  logging.set_verbosity(logging.ERROR)
-  result = measure(workload.Work(), arguments.repeats)
-  table = rich.table.Table('', 'median s', 'min s', 'max s', box=None)
-  for name in ('round', 'bare_loop'):
-    seconds = result[f'{name}_seconds']
-    table.add_row(name, *(f'{f(seconds):.2f}' for f in (statistics.median, min, max)))
-  rich.console.Console().print(table)
-  text = json.dumps(result)
-  print(text)
-  if arguments.output:
-    with open(arguments.output, 'w', encoding='utf-8') as file:
-      file.write(text + '\n')
 
 
 def measure(work: workload.Work, repeats: int) -> dict[str, Any]:
@@ -149,4 +125,4 @@ def _busy_seconds(worker_pid: int) -> tuple[float, float]:
 
 
 if __name__ == '__main__':
-  main()
+  side_by_side.main(__doc__, ('round', 'bare_loop'), measure)

@@ -9,9 +9,7 @@ the machine's speed drifts.
     python -m benchmarks.two_workers [--repeats 5]
 """
 
-import argparse
 import contextlib
-import json
 import os
 import re
 import statistics
@@ -24,36 +22,14 @@ from typing import Any
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import psutil
-import rich.console
-import rich.table
 import tensorflow_federated as tff
-from absl import logging
 
 import hetlora_tff
-from benchmarks import workload
+from benchmarks import side_by_side, workload
 from tasks.remote_rounds import RemoteRounds
 from tasks.worker import LocalWorker
 
 _SERVE = 'from tasks import worker_server as w; w.serve(port=0, max_concurrent_clients=1)'
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-  parser.add_argument('--repeats', type=int, default=5, help='measured rounds of each kind')
-  parser.add_argument('--output', help='also write the JSON to this file')
-  arguments = parser.parse_args()
-  logging.set_verbosity(logging.ERROR)
-  result = measure(workload.Work(), arguments.repeats)
-  table = rich.table.Table('', 'median s', 'min s', 'max s', box=None)
-  for name in ('two_workers', 'one_process'):
-    seconds = result[f'{name}_seconds']
-    table.add_row(name, *(f'{f(seconds):.2f}' for f in (statistics.median, min, max)))
-  rich.console.Console().print(table)
-  text = json.dumps(result)
-  print(text)
-  if arguments.output:
-    with open(arguments.output, 'w', encoding='utf-8') as file:
-      file.write(text + '\n')
 
 
 def measure(work: workload.Work, repeats: int) -> dict[str, Any]:
@@ -109,4 +85,4 @@ def _worker() -> Iterator[str]:
 
 
 if __name__ == '__main__':
-  main()
+  side_by_side.main(__doc__, ('two_workers', 'one_process'), measure)
