@@ -21,7 +21,7 @@ from hetlora_tff.adapters import backbone as frozen
 from hetlora_tff.adapters import factors as lora
 from hetlora_tff.adapters import injection, layers
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.model import BatchLoss, LossFn, ModuleShape
+from hetlora_tff.adapters.model import BatchLoss, LossFn, ModuleShape, frozen_dtype
 
 # Module path of the head.
 CLASSIFIER = 'classifier'
@@ -48,13 +48,20 @@ class ClassificationModel:
   texts begin with one for that) or of its last one (causal backbones, where it alone has seen all).
   """
 
-  def __init__(self, backbone: frozen.FrozenBackbone, sequence_length: int, num_classes: int):
+  def __init__(
+    self,
+    backbone: frozen.FrozenBackbone,
+    sequence_length: int,
+    num_classes: int,
+    compute_dtype: str = 'float32',
+  ):
     """Initializes the model.
 
     Args:
       backbone: of one of `ENCODERS`, or causal.
       sequence_length: `L`, static: one graph serves all batches.
       num_classes: number of labels, at least 2.
+      compute_dtype: as `CausalLanguageModel` takes it.
 
     Raises:
       ValueError: if the backbone is of another kind or cannot take sequences of that length, or
@@ -74,6 +81,7 @@ class ClassificationModel:
       )
     self.backbone = backbone
     self.num_classes = num_classes
+    self._compute_dtype = frozen_dtype(compute_dtype)
     tokens = tf.TensorSpec([None, sequence_length], tf.int32)
     self.batch_spec = collections.OrderedDict(
       token_ids=tokens, padding_mask=tokens, labels=tf.TensorSpec([None], tf.int32)
@@ -89,7 +97,7 @@ class ClassificationModel:
 
   def build(self, config: LoraConfig) -> LossFn:
     """See `AdapterModel`; an example is one prediction."""
-    logits_fn = self.build_logits(config)
+    logits_fn = self._logits_fn(*self._adapted(config, self._compute_dtype))
 
     def loss_fn(adapters: Mapping[str, lora.Factors], batch) -> BatchLoss:
       losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -106,7 +114,9 @@ class ClassificationModel:
       A function of (adapters of any rank, batch) that gives float32 `[n, num_classes]`; it does not
       read the labels.
     """
-    model, adapted = self._adapted(config)
+    return self._logits_fn(*self._adapted(config))
+
+  def _logits_fn(self, model: tf.keras.Model, adapted: Mapping[str, layers.LoraLayer]) -> LogitsFn:
     class_name = self.backbone.class_name
 
     def logits_fn(adapters: Mapping[str, lora.Factors], batch) -> tf.Tensor:
@@ -116,10 +126,10 @@ class ClassificationModel:
     return logits_fn
 
   def _adapted(
-    self, config: LoraConfig
+    self, config: LoraConfig, dtype: tf.DType | None = None
   ) -> tuple[tf.keras.Model, collections.OrderedDict[str, layers.LoraLayer]]:
     model = self.backbone.build()
-    adapted = injection.inject_lora(model, config, create_variables=False)
+    adapted = injection.inject_lora(model, config, create_variables=False, frozen_dtype=dtype)
     head = tf.keras.layers.Dense(
       self.num_classes, use_bias=False, kernel_initializer='zeros', trainable=False
     )

@@ -7,6 +7,7 @@ target that matches no layer is an error.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -54,6 +55,7 @@ def inject_lora(
   *,
   create_variables: bool = True,
   seed: int | None = None,
+  frozen_dtype: tf.DType | None = None,
 ) -> collections.OrderedDict[str, layers_lib.LoraLayer]:
   """Replaces the targeted `Dense` and `EinsumDense` layers by LoRA layers and freezes the rest.
 
@@ -76,6 +78,9 @@ def inject_lora(
     create_variables: whether the layers get trainable factors of the config's ranks; without,
       bind factors before each call.
     seed: seed of the Gaussian factors, mixed with each path; None takes `config.init_seed`.
+    frozen_dtype: None leaves what is frozen to Keras. A dtype has all linear layers, targeted or
+      not, compute their frozen part as `LoraLayer.freeze_base` says, in the graph that is built
+      now and in no other.
 
   Returns:
     Module path to LoRA layer, in the order of the model's layers.
@@ -96,9 +101,13 @@ def inject_lora(
         seed_here = config.init_seed if seed is None else seed
         layer.create_variables(config.module_rank(site.path), _seed_for(site.path, seed_here))
       adapters[site.path] = by_layer[id(site.layer)] = layer
+  if frozen_dtype is not None:
+    by_layer = {**_wrapped(sites, config.scaling), **by_layer}
+    for layer in by_layer.values():
+      layer.freeze_base(frozen_dtype)
   done = []
   try:
-    for site in chosen:
+    for site in [site for site in sites if id(site.layer) in by_layer]:
       done.append(site)
       site.put(by_layer[id(site.layer)])
   except Exception:
@@ -215,6 +224,16 @@ def _wrap(site: _Site, scaling: float) -> layers_lib.LoraLayer:
     return layers_lib.wrap(site.layer, scaling)
   except ValueError as error:
     raise ValueError(f'{site.path} cannot carry an adapter: {error}') from error
+
+
+def _wrapped(sites: list[_Site], scaling: float) -> dict[int, layers_lib.LoraLayer]:
+  """Every layer that can be wrapped, by the id of what it wraps."""
+  wrapped = {}
+  for site in sites:
+    # One that cannot carry an adapter need not: Keras goes on to compute it.
+    with contextlib.suppress(ValueError):
+      wrapped[id(site.layer)] = layers_lib.wrap(site.layer, scaling)
+  return wrapped
 
 
 def _seed_for(path: str, seed: int) -> int:

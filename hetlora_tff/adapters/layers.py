@@ -13,12 +13,14 @@ may be known only at run time. Lent `CorrectedFactors` add `x @ residual^T`, too
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from hetlora_tff.adapters import factors as factors_lib
+from hetlora_tff.adapters.einsum import einsum_axes
+from hetlora_tff.adapters.fast_ops import cheap_activation
 
 CorrectedFactors = factors_lib.CorrectedFactors
 Factors = factors_lib.Factors
@@ -30,6 +32,15 @@ class _Binding:
 
   def __init__(self):
     self.factors: Factors | None = None
+    self.base: _FrozenBase | None = None
+
+
+class _FrozenBase(NamedTuple):
+  """What a frozen layer computes with, read once: `activation(x @ matrix + bias)`."""
+
+  matrix: tf.Tensor
+  bias: tf.Tensor | None
+  activation: Callable[[tf.Tensor], tf.Tensor]
 
 
 class LoraLayer(tf.keras.layers.Layer):
@@ -129,6 +140,20 @@ class LoraLayer(tf.keras.layers.Layer):
       self._check(factors)
     self._binding.factors = factors
 
+  def freeze_base(self, dtype: tf.DType) -> None:
+    """Reads the base once, for this graph, to compute it as one matrix product from now on.
+
+    What would be done to the base's kernel in every call is done here: a layout of `[d_in, d_out]`
+    and the conversion to `dtype`.
+
+    Args:
+      dtype: of the frozen product, whose sums and result are float32 in any case: float32, or
+        bfloat16 where that is faster. The low-rank path stays in float32.
+    """
+    bias = None if self.bias is None else tf.convert_to_tensor(self.bias)
+    matrix = tf.cast(self._as_matrix(tf.convert_to_tensor(self.kernel)), dtype)
+    self._binding.base = _FrozenBase(matrix, bias, cheap_activation(self.base.activation))
+
   @property
   def factors(self) -> Factors | None:
     """The factors that a call uses now: the bound ones, else the variables, else None."""
@@ -147,7 +172,12 @@ class LoraLayer(tf.keras.layers.Layer):
     Returns:
       What the base returns, in its shape and dtype.
     """
-    factors = self.factors
+    factors, frozen = self.factors, self._binding.base
+    if frozen is not None:
+      outputs = self._frozen_linear(inputs, frozen)
+      if factors is not None:
+        outputs += self._update(inputs, factors, outputs)
+      return frozen.activation(outputs)
     if factors is None:
       return self.base(inputs)
     if _is_linear(self.base.activation):
@@ -178,9 +208,24 @@ class LoraLayer(tf.keras.layers.Layer):
     """A matrix `[d_out, d_in]` in the layout of the base's kernel."""
     raise NotImplementedError
 
+  def _as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+    """The kernel as `[d_in, d_out]`."""
+    raise NotImplementedError
+
+  def _output_shape(self, inputs: tf.Tensor) -> tf.Tensor:
+    """Of the base, for these inputs."""
+    raise NotImplementedError
+
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
     """The base's output before its activation."""
     raise NotImplementedError
+
+  def _frozen_linear(self, inputs: tf.Tensor, frozen: _FrozenBase) -> tf.Tensor:
+    """`_base_linear` of a frozen base."""
+    rows = tf.reshape(tf.cast(inputs, frozen.matrix.dtype), [-1, self.d_in])
+    outputs = tf.cast(tf.matmul(rows, frozen.matrix), tf.float32)
+    outputs = tf.reshape(outputs, self._output_shape(inputs))
+    return outputs if frozen.bias is None else outputs + frozen.bias
 
   def _update(self, inputs, factors: Factors, outputs) -> tf.Tensor:
     """`scaling * (x @ a^T) @ b^T [+ x @ residual^T]` in the shape and dtype of `outputs`."""
@@ -223,6 +268,12 @@ class LoraDense(LoraLayer):
   def _as_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
     return tf.transpose(matrix)
 
+  def _as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+    return kernel
+
+  def _output_shape(self, inputs: tf.Tensor) -> tf.Tensor:
+    return tf.concat([tf.shape(inputs)[:-1], [self.d_out]], 0)
+
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
     outputs = tf.tensordot(inputs, self.base.kernel, [[-1], [0]])
     return outputs if self.base.bias is None else outputs + self.base.bias
@@ -247,7 +298,7 @@ class LoraEinsumDense(LoraLayer):
     Raises:
       ValueError: if the layer is not built or its equation is not such a linear map.
     """
-    axes = _einsum_axes(base.name, base.equation)
+    axes = einsum_axes(base.name, base.equation)
     size = dict(zip(axes.kernel, _kernel_shape(base), strict=True))
     d_in = math.prod(size[label] for label in axes.contracted)
     d_out = math.prod(size[label] for label in axes.new)
@@ -259,6 +310,16 @@ class LoraEinsumDense(LoraLayer):
     axes, size = self._axes, self._sizes
     unfolded = tf.reshape(matrix, [size[label] for label in axes.new + axes.contracted])
     return tf.einsum(f'{axes.new}{axes.contracted}->{axes.kernel}', unfolded)
+
+  def _as_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+    axes = self._axes
+    if axes.kernel != axes.contracted + axes.new:
+      kernel = tf.einsum(f'{axes.kernel}->{axes.contracted}{axes.new}', kernel)
+    return tf.reshape(kernel, [self.d_in, self.d_out])
+
+  def _output_shape(self, inputs: tf.Tensor) -> tf.Tensor:
+    new = [self._sizes[label] for label in self._axes.new]
+    return tf.concat([tf.shape(inputs)[: -len(self._axes.contracted)], new], 0)
 
   def _base_linear(self, inputs: tf.Tensor) -> tf.Tensor:
     outputs = tf.einsum(self.base.equation, inputs, self.base.kernel)
@@ -312,33 +373,6 @@ def bound(layers: Mapping[str, LoraLayer], factors: Mapping[str, Factors]) -> It
   finally:
     for path, layer in layers.items():
       layer._binding.factors = before[path]
-
-
-class _EinsumAxes(NamedTuple):
-  kernel: str
-  contracted: str
-  new: str
-
-
-def _einsum_axes(name: str, equation: str) -> _EinsumAxes:
-  operands, result = equation.replace(' ', '').split('->')
-  inputs, kernel = operands.split(',')
-  contracted = ''.join(label for label in inputs if label in kernel and label not in result)
-  new = ''.join(label for label in result if label in kernel and label not in inputs)
-  # Equal rests leave both groups of axes at the end: a rest that still held one of them could not
-  # equal the other. The map is then `[n, d_in] -> [n, d_out]` after a plain reshape.
-  fits = (
-    contracted
-    and new
-    and sorted(kernel) == sorted(contracted + new)
-    and inputs.removesuffix(contracted) == result.removesuffix(new)
-  )
-  if not fits:
-    raise ValueError(
-      f'Layer {name!r} has the einsum equation {equation!r}; an adapter needs the contracted axes'
-      ' last in the input and the new axes last in the output, such as "abc,cde->abde".'
-    )
-  return _EinsumAxes(kernel, contracted, new)
 
 
 def _kernel_shape(base: tf.keras.layers.Layer) -> list[int]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from hetlora_tff.adapters import backbone as frozen
 from hetlora_tff.adapters import factors as lora
-from hetlora_tff.adapters import injection, layers
+from hetlora_tff.adapters import fast_ops, injection, layers
 from hetlora_tff.adapters.config import LoraConfig
 
 Adapters = collections.OrderedDict[str, lora.Factors]
@@ -105,15 +105,22 @@ class CausalLanguageModel:
   not zero.
   """
 
-  def __init__(self, backbone: frozen.FrozenBackbone, sequence_length: int):
+  def __init__(
+    self,
+    backbone: frozen.FrozenBackbone,
+    sequence_length: int,
+    compute_dtype: str = 'float32',
+  ):
     """Initializes the model.
 
     Args:
       backbone: a backbone whose class has a `token_embedding` that maps back to the vocabulary.
       sequence_length: `L`, static: one graph serves all batches.
+      compute_dtype: of the matrix products with frozen weights when adapters are trained,
+        `'float32'` or `'bfloat16'`. Their sums, the adapters and everything else are float32.
 
     Raises:
-      ValueError: if the backbone cannot take sequences of that length.
+      ValueError: if the backbone cannot take sequences of that length, or for another type.
     """
     longest = backbone.config.get('max_sequence_length')
     if sequence_length < 2 or (longest and sequence_length > longest):
@@ -122,6 +129,7 @@ class CausalLanguageModel:
         f'got {sequence_length}.'
       )
     self.backbone = backbone
+    self._compute_dtype = frozen_dtype(compute_dtype)
     matrix = functools.partial(tf.TensorSpec, [None, sequence_length])
     self.batch_spec = collections.OrderedDict(
       token_ids=matrix(tf.int32), padding_mask=matrix(tf.int32), loss_weights=matrix(tf.float32)
@@ -138,11 +146,15 @@ class CausalLanguageModel:
   def build(self, config: LoraConfig) -> LossFn:
     """See `AdapterModel`."""
     model = self.backbone.build()
-    adapted = injection.inject_lora(model, config, create_variables=False)
+    adapted = injection.inject_lora(
+      model, config, create_variables=False, frozen_dtype=self._compute_dtype
+    )
+    vocabulary = fast_ops.FrozenVocabulary(model.token_embedding, self._compute_dtype)
 
     def loss_fn(adapters: Mapping[str, lora.Factors], batch) -> BatchLoss:
       with layers.bound(adapted, adapters):
-        return causal_loss(model, batch)
+        hidden, labels, weights = _predictions(model, batch)
+      return BatchLoss(vocabulary.loss(hidden, labels, weights), tf.reduce_sum(weights))
 
     return loss_fn
 
@@ -197,6 +209,17 @@ class CausalLanguageModel:
     return loss_fn
 
 
+def frozen_dtype(compute_dtype: str) -> tf.DType:
+  """The type of that name, which matrix products with frozen weights can have.
+
+  Raises:
+    ValueError: for another type.
+  """
+  if compute_dtype not in ('float32', 'bfloat16'):
+    raise ValueError(f'`compute_dtype` must be float32 or bfloat16, got {compute_dtype!r}.')
+  return tf.as_dtype(compute_dtype)
+
+
 def assign(variables: Mapping[str, tf.Variable], weights: Mapping[str, tf.Tensor]) -> None:
   """Assigns weights to variables of the same names.
 
@@ -222,15 +245,20 @@ def causal_loss(backbone: tf.keras.Model, batch: Mapping[str, tf.Tensor]) -> Bat
   Returns:
     Sum and number of the counted predictions.
   """
+  hidden, labels, weights = _predictions(backbone, batch)
+  logits = vocabulary_logits(backbone.token_embedding, hidden)
+  losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+  return BatchLoss(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
+
+
+def _predictions(backbone: tf.keras.Model, batch: Mapping[str, tf.Tensor]):
+  """Hidden state, next token and weight of each position that carries loss."""
   inputs = {'token_ids': batch['token_ids'], 'padding_mask': batch['padding_mask']}
   hidden = backbone(inputs, training=False)
   weights = batch['loss_weights'][:, :-1]
   counted = tf.not_equal(weights, 0.0)
-  labels = tf.boolean_mask(batch['token_ids'][:, 1:], counted)
-  logits = vocabulary_logits(backbone.token_embedding, tf.boolean_mask(hidden[:, :-1, :], counted))
-  losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-  kept = tf.boolean_mask(weights, counted)
-  return BatchLoss(tf.reduce_sum(losses * kept), tf.reduce_sum(kept))
+  states, labels = hidden[:, :-1, :], batch['token_ids'][:, 1:]
+  return tuple(tf.boolean_mask(tensor, counted) for tensor in (states, labels, weights))
 
 
 def vocabulary_logits(embedding, hidden: tf.Tensor) -> tf.Tensor:
