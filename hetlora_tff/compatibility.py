@@ -10,6 +10,7 @@ import tensorflow_federated as tff
 from hetlora_tff.adapters.layout import TrainedFactors
 from hetlora_tff.aggregation import (
   ProductAggregationFactory,
+  QuantizedSumFactory,
   RankCoverageMeanFactory,
   SparsityWeightedMeanFactory,
   SummedDenominatorFactory,
@@ -27,6 +28,7 @@ _FACTORIES = (
 _PER_MODULE = (SummedDenominatorFactory, SparsityWeightedMeanFactory, WeightInsideFactory)
 _IN_THE_CLEAR = (
   ProductAggregationFactory,
+  QuantizedSumFactory,
   RankCoverageMeanFactory,
   SparsityWeightedMeanFactory,
   ZeroPadMeanFactory,

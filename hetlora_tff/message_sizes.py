@@ -23,6 +23,7 @@ class MessageSizes:
     message_type: what a client sends.
     selects_rank: whether a client is sent its slice only.
     upload_bits: of a number on its way up; those of the modulus where a protocol masks it.
+    upload_scales: float32 numbers beside those, for what they count in.
   """
 
   layout: AdapterLayout | None
@@ -30,6 +31,7 @@ class MessageSizes:
   message_type: tff.Type
   selects_rank: bool = False
   upload_bits: int = 8 * _FLOAT_BYTES
+  upload_scales: int = 0
 
   def download(self, rank: int) -> int:
     """Bytes that one client of `rank` downloads."""
@@ -39,7 +41,7 @@ class MessageSizes:
     """Bytes that one client uploads: the same for every rank, since padding hides it."""
     del rank
     numbers = num_bytes(self.message_type) // _FLOAT_BYTES
-    return -(-numbers * self.upload_bits // 8)
+    return -(-numbers * self.upload_bits // 8) + _FLOAT_BYTES * self.upload_scales
 
   def slice(self, rank: int) -> int:
     """Bytes of what a client of `rank` trains, whoever moves it."""

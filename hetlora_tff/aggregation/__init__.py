@@ -8,6 +8,7 @@ from hetlora_tff.aggregation.held_rows import keep_held_rows
 from hetlora_tff.aggregation.padded_mean import SparsityWeightedMeanFactory
 from hetlora_tff.aggregation.product_svd import ProductSvdFactory
 from hetlora_tff.aggregation.products import ProductAggregationFactory
+from hetlora_tff.aggregation.quantized_sum import QuantizedSumFactory, num_scales
 from hetlora_tff.aggregation.residual_mean import ResidualCorrectedMeanFactory
 from hetlora_tff.aggregation.stacking import StackingFactory
 from hetlora_tff.aggregation.weights_inside import SummedDenominatorFactory, WeightInsideFactory
@@ -17,6 +18,7 @@ from hetlora_tff.aggregation.zero_pad_mean import ZeroPadMeanFactory
 __all__ = [
   'ProductAggregationFactory',
   'ProductSvdFactory',
+  'QuantizedSumFactory',
   'RankCoverageMeanFactory',
   'ResidualCorrectedMeanFactory',
   'SparsityWeightedMeanFactory',
@@ -27,4 +29,5 @@ __all__ = [
   'ZeroPadMeanFactory',
   'build_deviation_from_exact',
   'keep_held_rows',
+  'num_scales',
 ]

@@ -13,9 +13,12 @@ import tensorflow_federated as tff
 from hetlora_tff.adapters.factors import LoraFactors
 from hetlora_tff.aggregation.factor_types import FactorShapes
 
-# Clients that wait before the stack is copied. TFF's executor keeps every intermediate accumulator
-# of an aggregation, so a copy per client would take memory by the square of their number.
-_WAITING = 32
+# TFF's executor keeps every intermediate accumulator of an aggregation, so a copy of the stack per
+# client would take memory by the square of their number. Rows wait in registers of so many places,
+# and a full one becomes one place of the next: up to 16^3 clients, a row is copied three times.
+_PLACES, _REGISTERS = 16, 3
+# And one for what went through all of them.
+NUM_TENSORS = _PLACES * _REGISTERS + 1
 
 
 class Rows(NamedTuple):
@@ -79,31 +82,49 @@ class Stacker:
     modules (padding, weight 0), so `n` is the sum of the ranks. The order of the rows is
     arbitrary.
     """
-    stack_type = tff.to_type([_matrix_type(sum(self._sizes))] * (1 + _WAITING))
+    columns = sum(self._sizes)
+    stack_type = tff.to_type([_matrix_type(columns)] * NUM_TENSORS)
 
     @tff.tensorflow.computation
     def zero():
-      return [_no_rows(sum(self._sizes)) for _ in range(1 + _WAITING)]
+      return [_no_rows(columns) for _ in stack_type]
 
     @tff.tensorflow.computation(stack_type, packed.type_signature.member)
     def accumulate(stack, packed):
       present = tf.reduce_any(tf.not_equal(packed[:, self.columns_of_a :], 0.0), 1)
-      rows = tf.boolean_mask(packed, present)
-      return tf.cond(
-        tf.shape(stack[-1])[0] > 0,
-        lambda: [tf.concat(stack, 0), rows] + [rows[:0]] * (_WAITING - 1),
-        lambda: [stack[0], rows, *stack[1:-1]],
-      )
+      return pushed(stack, tf.boolean_mask(packed, present))
 
     @tff.tensorflow.computation(stack_type, stack_type)
     def merge(left, right):
-      return [tf.concat([*left, *right], 0)] + [left[0][:0]] * _WAITING
+      return [_no_rows(columns) for _ in left[1:]] + [tf.concat([*left, *right], 0)]
 
     @tff.tensorflow.computation(stack_type)
     def report(stack):
       return self.unpack(tf.concat(stack, 0))
 
     return tff.federated_aggregate(packed, zero(), accumulate, merge, report)
+
+
+def pushed(stack: list[tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
+  """Adds rows to a stack.
+
+  Args:
+    stack: `NUM_TENSORS` matrices: the registers, the first one first, and what went through all.
+    rows: float32 `[n, columns]`.
+
+  Returns:
+    The stack afterwards; tensors that are not copied stay the same ones.
+  """
+  if len(stack) == 1:
+    return [tf.concat([*stack, rows], 0)]
+  register, others = stack[:_PLACES], stack[_PLACES:]
+  nothing = [_no_rows(rows.shape[1])] * (_PLACES - 1)
+  # What leaves a register at its end without being passed on has no rows.
+  return tf.cond(
+    tf.shape(register[-1])[0] > 0,
+    lambda: [rows, *nothing, *pushed(others, tf.concat(register, 0))],
+    lambda: [rows, *register[:-1], *others],
+  )
 
 
 def _matrix_type(columns: int) -> tff.TensorType:

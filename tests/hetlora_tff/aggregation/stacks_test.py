@@ -5,6 +5,7 @@ import collections
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from hetlora_tff.adapters.factors import LoraFactors
@@ -44,8 +45,8 @@ def _client(number, rank):
   )
 
 
-# The first 33 clients wait; later ones go through one, two and three copies.
-@pytest.mark.parametrize('number', [0, 1, 5, 32, 33, 34, 66, 100])
+# The first 16 clients wait; the 17th makes a block of them, the 273rd one of 16 blocks.
+@pytest.mark.parametrize('number', [0, 1, 5, 16, 17, 34, 100, 290])
 def test_every_held_row_is_there_once_and_keeps_its_partner(gather, number):
   ranks = [k % 4 for k in range(number)]
   result = gather([_client(k, rank) for k, rank in enumerate(ranks)])
@@ -57,6 +58,18 @@ def test_every_held_row_is_there_once_and_keeps_its_partner(gather, number):
     np.testing.assert_array_equal(b, np.tile(a[:, :1], d_out))
     held = [code for code in expected if path == 'wide' or code % 100 <= 2]
     assert sorted(code for code in a[:, 0] if code) == held
+
+
+def test_a_row_is_copied_once_for_each_block_that_it_becomes_a_part_of():
+  stack, copied = [tf.zeros([0, 1])] * stacks.NUM_TENSORS, 0
+  for client in range(600):
+    rows = tf.constant([[float(client)]])
+    before = {id(tensor) for tensor in [*stack, rows]}
+    stack = stacks.pushed(stack, rows)
+    copied += sum(len(tensor) for tensor in stack if id(tensor) not in before)
+  assert sorted(tf.concat(stack, 0)[:, 0].numpy()) == list(range(600))
+  # 37 blocks of 16, and two of 256; a copy of all for every 16 clients would make it 11,000.
+  assert copied == 37 * 16 + 2 * 256
 
 
 def test_rows_without_b_are_dropped(gather):
