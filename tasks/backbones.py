@@ -25,6 +25,7 @@ from hetlora_tff.adapters.backbone import (
 from hetlora_tff.adapters.classification import ENCODERS, is_causal
 from tasks import base_model, harvest, text
 from tasks.errors import UserError
+from tasks.kept import kept
 
 EMBEDDED = 'embedded'
 # Where a backbone directory has its tokenizer.
@@ -111,9 +112,14 @@ def _check(model: BaseModel, encoder_allowed: bool) -> None:
       f'the tokenizer has {model.tokenizer.vocabulary_size} tokens and the model only {known}; '
       'they do not belong together.'
     )
-  try:
+
+  def can_be_built() -> bool:
     with keras_classes_restored(), tf.Graph().as_default():
       model.backbone.build()
+    return True
+
+  try:
+    kept('backbone', [model.backbone.directory, model.backbone.sha256], can_be_built)
   except BackboneError:
     raise
   except Exception as error:  # Keras raises whatever a wrong configuration leads to

@@ -4,6 +4,7 @@
 
 import os
 import pathlib
+import stat
 
 
 def cache_directory() -> pathlib.Path:
@@ -15,3 +16,9 @@ def own_cache_directory() -> pathlib.Path:
   """The user's own cache: for what is executed."""
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(cache) / 'hetlora_tff'
+
+
+def is_ours(path: pathlib.Path) -> bool:
+  """Whether nobody else can change a file or a directory; what is executed must be so."""
+  status = path.stat()
+  return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -145,6 +145,11 @@ class RunConfig:
   distribution: str = _open(
     'broadcast', 'How adapters are sent: broadcast or select.', values.one_of('broadcast', 'select')
   )
+  upload_bits: int = _open(
+    None,
+    'Bits of a number that a client sends: 4, 8 or 16, rounded by chance; left open, a float32.',
+    values.one_of(4, 8, 16),
+  )
   initial_adapter: str = _open(
     None,
     'PEFT adapter to begin with, a directory; left open, a Gaussian and zeros.',
@@ -320,6 +325,11 @@ class RunConfig:
     values.at_least(2),
   )
   num_beams: int = _data(1, 'Beams to decode with; 1 is greedy.', values.at_least(1))
+  compute_dtype: str = _open(
+    'float32',
+    'Of the products with frozen weights that clients train through: float32 or bfloat16.',
+    values.one_of('float32', 'bfloat16'),
+  )
   concurrent_clients: int = _key(
     0, 'Clients that train at the same time; 0 for one per core.', values.at_least(0)
   )

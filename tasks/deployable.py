@@ -68,6 +68,12 @@ _CHANGES = (
     'Rank-keyed select is replaced by a broadcast: clients download all ranks and cut theirs.',
   ),
   _Change(
+    'upload_bits',
+    None,
+    'Uploads of fewer bits are replaced by float32: a DistributeAggregateForm has sums only; with'
+    ' --secure-aggregation it sums integers of --secure-bits.',
+  ),
+  _Change(
     'deviation_from_exact', False, 'deviation_from_exact is left out: it looks at single clients.'
   ),
   _Change('audit_canaries', 0, 'Canaries are left out: they audit a simulation.'),

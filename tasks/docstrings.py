@@ -30,6 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tasks import errors, federated_text, harvest, near_duplicates
 from tasks.files import replace_file
+from tasks.kept import kept
 from tasks.task import Request
 
 NAME = 'docstring_summarization'
@@ -89,7 +90,8 @@ def load_docstring_summarization(request: Request) -> federated_text.FederatedTe
       f'task {NAME} found {len(clients)} modules with at least {MIN_EXAMPLES} docstrings in this '
       f'environment and needs {MIN_CLIENTS}; install requirements.txt in full.'
     )
-  train, validation, test = _split(clients, request.config.seed)
+  digest, seed = hashlib.sha256(repr(clients).encode()).hexdigest(), request.config.seed
+  train, validation, test = kept('docstrings', [digest, seed], lambda: _split(clients, seed))
   return federated_text.FederatedText(NAME, train=train, validation=validation, test=test)
 
 

@@ -36,6 +36,7 @@ from tasks.config import RunConfig
 from tasks.errors import UserError
 from tasks.evaluator import Evaluator
 from tasks.files import read_json
+from tasks.kept import kept
 from tasks.packing import Packed, Packer
 from tasks.rank_assignment import assign_ranks
 from tasks.task import Request
@@ -44,6 +45,11 @@ from tasks.task import Request
 _HELD_OUT_RANKS, _HELD_OUT = 1, 2
 # Beside an adapter of a classifier: what its numbers stand for.
 LABELS = 'labels.json'
+# Keys that have no part in the process.
+_NOT_OF_PROCESS = frozenset({
+  'rounds', 'concurrent_clients', 'decode_examples', 'eval_clients', 'eval_every',
+  'eval_examples_per_client', 'eval_split', 'num_beams', 'personalization_clients',
+})  # fmt: skip
 # Of how many clients the rows are kept from round to round.
 _PACKED_CLIENTS = 512
 
@@ -97,12 +103,25 @@ class Experiment:
     self._pack = functools.lru_cache(_PACKED_CLIENTS)(self._pack)
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
-    """The learning process."""
+    """The learning process; without privacy, one that an earlier run has built will do."""
+    if dp_settings.is_private(self.config):
+      # Chance that went into it must not be that of another run.
+      return self._built_process()
+    config = {k: v for k, v in self.config.to_json().items() if k not in _NOT_OF_PROCESS}
+    ranks = hashlib.sha256(self.initial_ranks.tobytes()).hexdigest()
+    parts = [config, *self._model_parts(), len(self.data.labels), ranks]
+    return kept('process', parts, self._built_process)
+
+  def _built_process(self) -> hetlora_tff.HetLoraProcess:
     try:
       return method_parts.build_process(self.config, self.model, self.shapes, self.initial_ranks)
     except ValueError as error:
       mend = '' if self.lora_config is None else ' Take fewer --targets or another method.'
       raise UserError(f'--method {self.config.method}: {error}{mend}') from error
+
+  def _model_parts(self) -> list[str]:
+    """What a graph on the backbone depends on: it names the files."""
+    return [self.base.backbone.directory, self.base.backbone.sha256]
 
   def initial_state(self, process: hetlora_tff.HetLoraProcess) -> Any:
     """The server's state before the first round."""
@@ -128,6 +147,16 @@ class Experiment:
         number = np.int64(max(-1, index - num_clients))
         client['canary'] = tf.data.Dataset.from_tensors(number)
     return clients
+
+  def longest_first(self, cohort: Sequence[int]) -> list[int]:
+    """The cohort with those first who have most to do, so that no core waits for one at the end."""
+    return sorted(cohort, key=self._rows_of_a_batch, reverse=True)
+
+  def _rows_of_a_batch(self, index: int) -> int:
+    """What tells clients' work apart: all take the same number of steps; canaries none."""
+    if index >= len(self.client_ids):
+      return 0
+    return min(self.config.batch_size, len(self._pack(index)['token_ids']))
 
   def _client_data(self, index: int, rank: int, round_number: int):
     batches = participation.local_batches(
@@ -201,7 +230,7 @@ class Experiment:
       full=self.lora_config is None,
     )  # fmt: skip
     for index in cohort:
-      rows = min(config.batch_size, len(self._pack(index)['token_ids']))
+      rows = self._rows_of_a_batch(index)
       trained = sizes.trained_parameters(int(ranks[index]))
       total += costs.client_flops(
         size,
@@ -274,10 +303,11 @@ class Experiment:
 
   def _model(self) -> hetlora_tff.CausalLanguageModel | hetlora_tff.ClassificationModel:
     backbone, length = self.base.backbone, self.config.sequence_length
+    dtype = self.config.compute_dtype
     try:
       if self.data.kind is federated_text.Kind.LABEL:
-        return hetlora_tff.ClassificationModel(backbone, length, len(self.data.labels))
-      return hetlora_tff.CausalLanguageModel(backbone, length)
+        return hetlora_tff.ClassificationModel(backbone, length, len(self.data.labels), dtype)
+      return hetlora_tff.CausalLanguageModel(backbone, length, dtype)
     except ValueError as error:
       raise UserError(f'--sequence-length: {error}') from error
 
@@ -296,14 +326,16 @@ class Experiment:
       raise UserError(f'--sequence-length or --max-target-tokens: {error}') from error
 
   def _module_shapes(self):
-    if self.lora_config is None:
+    config, length = self.lora_config, self.config.sequence_length
+    if config is None:
       return collections.OrderedDict()
+    parts = [*self._model_parts(), length, len(self.data.labels), dataclasses.asdict(config)]
     try:
-      shapes = self.model.module_shapes(self.lora_config)
+      shapes = kept('shapes', parts, lambda: self.model.module_shapes(config))
     except ValueError as error:
       raise UserError(f'--targets: {error}') from error
     try:
-      AdapterLayout(shapes, self.lora_config)
+      AdapterLayout(shapes, config)
     except ValueError as error:
       raise UserError(f'--rank-pattern: {error}') from error
     return shapes

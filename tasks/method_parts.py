@@ -18,14 +18,17 @@ from hetlora_tff.full_fine_tuning import build_full_process
 from tasks import dp_settings, private_parts
 from tasks.config import RunConfig
 
-_AGGREGATORS = {
+_MEANS = {
   'hetlora': aggregation.SparsityWeightedMeanFactory,
   'homlora': aggregation.ZeroPadMeanFactory,
   'naive': aggregation.ZeroPadMeanFactory,
-  'svd': aggregation.ProductSvdFactory,
-  'stacking': aggregation.StackingFactory,
   'ffa': aggregation.ZeroPadMeanFactory,
   'rolora': aggregation.ZeroPadMeanFactory,
+  'full': aggregation.ZeroPadMeanFactory,
+}
+_PRODUCTS = {
+  'svd': aggregation.ProductSvdFactory,
+  'stacking': aggregation.StackingFactory,
   'fedex': aggregation.ResidualCorrectedMeanFactory,
 }
 _TRAINED = {'ffa': TrainedFactors.B, 'rolora': TrainedFactors.ALTERNATING}
@@ -65,8 +68,15 @@ def build_process(
   """
   process = _compose(config, model, shapes, ranks)
   secure_sum = dp_settings.secure_sum(config)
+  sizes = process.sizes
   if secure_sum:
-    process.sizes = dataclasses.replace(process.sizes, upload_bits=secure_sum.sum_bits)
+    process.sizes = dataclasses.replace(sizes, upload_bits=secure_sum.sum_bits)
+  if config.upload_bits:
+    process.sizes = dataclasses.replace(
+      sizes,
+      upload_bits=config.upload_bits,
+      upload_scales=aggregation.num_scales(sizes.message_type),
+    )
   return process
 
 
@@ -84,7 +94,7 @@ def _compose(
       cast(FullModel, model),
       weights=hetlora_tff.ClientWeighting(config.weights),
       client_optimizer=client_optimizer,
-      aggregator=None if config.l2_clip_norm is None else private_parts.mean(config),
+      aggregator=_mean(config),
       server_optimizer=server_optimizer,
       client_sums=client_sums,
       wrap_client=private_parts.canaries(config),
@@ -177,13 +187,19 @@ def _aggregator(config: RunConfig, ranks: np.ndarray) -> Any:
   if config.method == 'coverage':
     sums = private_parts.coverage_sums(config)
     return aggregation.RankCoverageMeanFactory(_expected_clients(config, ranks), **sums)
-  if config.l2_clip_norm is None:
-    return _AGGREGATORS[config.method]()
+  if config.method in _PRODUCTS:
+    return _PRODUCTS[config.method]()
   if not dp_settings.is_private(config):
-    return private_parts.mean(config)
+    return _mean(config)
   # Noise in rows that no device holds would be noise alone.
   trained = _TRAINED.get(config.method, TrainedFactors.BOTH)
   return aggregation.keep_held_rows(private_parts.mean(config), trained, int(ranks.max()))
+
+
+def _mean(config: RunConfig) -> Any:
+  if config.l2_clip_norm is None:
+    return _MEANS[config.method](private_parts.open_sum(config))
+  return private_parts.mean(config)
 
 
 def _expected_clients(config: RunConfig, ranks: np.ndarray) -> list[float] | None:

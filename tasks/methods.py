@@ -60,6 +60,11 @@ _NOT_PRIVATE = {
     (None,), 'sums products of factors, which no clip of factors bounds', 'take --method hetlora'
   ),
 }
+_WHOLE_FACTORS = {
+  'upload_bits': Limit(
+    (None,), 'multiplies the factors themselves, which clients send whole', 'take --method hetlora'
+  )
+}
 # What small devices lack of an adapter would be taken from the base for good.
 _MERGES = {'initial_adapter': Limit((None,), 'adds to the base what devices of all ranks hold')}
 _NO_ADAPTERS = dict.fromkeys(
@@ -120,7 +125,14 @@ METHODS = {
       'Bai et al. 2024, arXiv:2402.11505',
       "The server averages the products of the clients' factors, and splits the average into new "
       'factors by a singular value decomposition.',
-      {**_NOT_PRIVATE, **_NO_PRUNING, **_PLAIN_WEIGHTS, **_PRODUCTS, **_REPLACED},
+      {
+        **_NOT_PRIVATE,
+        **_WHOLE_FACTORS,
+        **_NO_PRUNING,
+        **_PLAIN_WEIGHTS,
+        **_PRODUCTS,
+        **_REPLACED,
+      },
     ),
     Method(
       'stacking',
@@ -130,6 +142,7 @@ METHODS = {
       'adapters start anew every round.',
       {
         **_NOT_PRIVATE,
+        **_WHOLE_FACTORS,
         **_NO_PRUNING,
         **_MERGES,
         **_PLAIN_WEIGHTS,
@@ -177,6 +190,7 @@ METHODS = {
       'average of the products and the product of the averages.',
       {
         **_NOT_PRIVATE,
+        **_WHOLE_FACTORS,
         **_NO_PRUNING,
         **_MERGES,
         **_PLAIN_WEIGHTS,

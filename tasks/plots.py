@@ -48,7 +48,7 @@ DARK = Theme('#161b22', '#e6edf3', '#9aa4af', '#2d343d', '#56b4e9', '#f0a04b', (
 
 
 class RankBytes(NamedTuple):
-  """Bytes of one adapter message at a rank: its slice, and the slice padded to the largest rank."""
+  """Bytes of one adapter message at a rank: its slice in float32, and the padded one as sent."""
 
   rank: int
   slice_bytes: float
@@ -303,7 +303,7 @@ def draw_bytes(bytes_by_rank: Sequence[RankBytes], theme: Theme = LIGHT) -> byte
   sheet.axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
   sheet.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
   sheet.end_labels(
-    [(slices[-1] / 2, "rank's\nslice", theme.first), (padded[-1], 'padded', theme.second)]
+    [(slices[-1] / 2, "rank's\nslice", theme.first), (padded[-1], 'sent', theme.second)]
   )
   return sheet.png()
 

@@ -30,6 +30,13 @@ _LEAST_DENOMINATOR = 1e-30
 _MOST_LOSS = 50.0
 
 
+def open_sum(config: RunConfig) -> tff.aggregators.UnweightedAggregationFactory:
+  """The sum of updates that nothing hides: of float32, or of fewer bits."""
+  if config.upload_bits is None:
+    return tff.aggregators.SumFactory()
+  return aggregation.QuantizedSumFactory(config.upload_bits)
+
+
 def mean(config: RunConfig) -> Any:
   """The mean of clipped updates, or of those weighed after the clip; noised in private runs."""
   if not dp_settings.is_private(config):
@@ -63,7 +70,7 @@ def _clipped_mean(config: RunConfig) -> Any:
   }.get(config.weights, config.weight_reference)
   spec = secure_settings.update_sum(config)
   return aggregation.SummedDenominatorFactory(
-    privacy.build_secure_aggregator(spec) if spec else tff.aggregators.SumFactory(),
+    privacy.build_secure_aggregator(spec) if spec else open_sum(config),
     normaliser,
     clip_to_norm(config.l2_clip_norm),
     l2_clip_norm=config.l2_clip_norm,
@@ -76,9 +83,9 @@ def _clipped_mean(config: RunConfig) -> Any:
 def coverage_sums(
   config: RunConfig,
 ) -> dict[str, tff.aggregators.UnweightedAggregationFactory]:
-  """The sums inside `RankCoverageMeanFactory`; none where plain ones do."""
+  """The sums inside `RankCoverageMeanFactory`; those that are not named are plain."""
   if config.l2_clip_norm is None:
-    return {}
+    return {'value_sum_factory': open_sum(config)}
   if dp_settings.is_private(config):
     return {
       'value_sum_factory': privacy.build_dp_sum(dp_settings.spec_of(config)),
@@ -87,7 +94,7 @@ def coverage_sums(
   # A clip is a mechanism without noise.
   clip = privacy.DpSpec(0.0, config.l2_clip_norm, config.clients_per_round)
   if not config.secure_aggregation:
-    return {'value_sum_factory': privacy.build_dp_sum(clip)}
+    return {'value_sum_factory': privacy.build_dp_sum(clip, open_sum(config))}
   value = secure_settings.real_sum(config, config.l2_clip_norm, config.secure_bits)
   # A weight is 1 for every row that a client holds.
   count = privacy.build_secure_aggregator(secure_settings.count_sum(config, 1))

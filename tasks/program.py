@@ -35,13 +35,13 @@ from tasks.config_files import from_json as config_from_json
 from tasks.console import Progress, Verbosity
 from tasks.errors import UserError
 from tasks.experiment import Experiment
+from tasks.held_out import HeldOut
 from tasks.logs import Event, RunLog
 from tasks.remote_rounds import RemoteRounds
 from tasks.run_directory import RunDirectory
 from tasks.worker import LocalWorker
 
 SUMMARY = 'summary.json'
-_BASE, _FINAL = 'evaluation_base.json', 'evaluation_final.json'
 
 
 def train(
@@ -162,7 +162,9 @@ class _Run:
     self._progress = progress
     self._told = told
     self._log = log
-    self._evaluator = experiment.evaluator()
+    self._held_out = HeldOut(experiment, directory, guard.evaluations, progress, log)
+    # Whose release waits until the first round has been trained beside its evaluation.
+    self._untold: RunState | None = None
     self._checkpoints = Checkpoints(guard.checkpoint_folder, log.warn, self._saved)
 
   def all_rounds(self, resume: bool) -> RunState:
@@ -191,7 +193,12 @@ class _Run:
       self._log.event(Event.STARTED, task=config.task, method=config.method, rounds=config.rounds)
       state = initial._replace(**self._guard.anchor())
       self._told.start(None)
-      self._release(state, {})
+      if self._guard.is_private:
+        # How long its evaluation takes is told, and must not depend on who trains.
+        self._release(state, {})
+      else:
+        self._held_out.begin(self._parameters(state))
+        self._untold = state
       self._save(state)
     else:
       self._log.event(Event.RESUMED, round=state.round_number, rounds=config.rounds)
@@ -219,18 +226,22 @@ class _Run:
     if start.fresh_noise:
       learning = learning._replace(aggregator=self._process.initialize().aggregator)
     with self._guard.silence():
-      data = self._experiment.client_data(start.cohort, state.ranks, number)
+      cohort = self._experiment.longest_first(start.cohort)
+      data = self._experiment.client_data(cohort, state.ranks, number)
       input_seconds = time.monotonic() - started
       output = self._rounds.next(learning, data)
-    cohort_ranks = state.ranks[[index for index in start.cohort if index < len(state.ranks)]]
     seconds = time.monotonic() - started
+    if self._untold is not None:
+      self._release(self._untold, {})
+      self._untold = None
+    cohort_ranks = state.ranks[[index for index in cohort if index < len(state.ranks)]]
     row = {
-      **self._measured(output.metrics, start.cohort, state.ranks),
+      **self._measured(output.metrics, cohort, state.ranks),
       'input_seconds': round(input_seconds, 3),
       'round_seconds': round(seconds, 3),
     }
     state = RunState(
-      number, output.state, _new_ranks(state.ranks, start.cohort, output), **self._guard.anchor()
+      number, output.state, _new_ranks(state.ranks, cohort, output), **self._guard.anchor()
     )
     # That of the round before: nothing is told of this one unless there is a way back to that one.
     self._checkpoints.settle()
@@ -266,7 +277,7 @@ class _Run:
     is_end = number in (0, config.rounds)
     evaluated = {}
     if is_end or number % config.eval_every == 0:
-      evaluation = self._evaluate(state, write=is_end)
+      evaluation = self._held_out.evaluate(number, self._parameters(state), write=is_end)
       evaluated = results.evaluation_row(evaluation) | {'eval_seconds': evaluation['seconds']}
     ranks = state.ranks if self._process.layout else None
     self._told.release(number, {**row, **evaluated}, ranks, cohort_ranks)
@@ -300,10 +311,8 @@ class _Run:
         f'adapter/ keeps our own module names: {experiment.base.backbone.class_name} or one of the'
         ' targets has no known counterpart in Hugging Face.'
       )
-    base, final = (
-      directory.read_json(self._guard.evaluations + _BASE),
-      self._final_evaluation(state),
-    )
+    base = self._held_out.base()
+    final = self._held_out.final(state.round_number, self._parameters(state))
     summary = results.summarize(base, final, single_clients=not self._guard.evaluations)
     if tiers:
       summary['tiers'] = [{**t, 'perplexity': metrics.perplexity(t['loss'], 1)} for t in tiers]
@@ -338,29 +347,6 @@ class _Run:
         f'--resume: the checkpoints in {self._directory.root} are gone; start a new run.'
       )
     return state
-
-  def _final_evaluation(self, state: RunState) -> dict[str, Any]:
-    """What the last round measured; measured now if a resumed run had no round left to do."""
-    name = self._guard.evaluations + _FINAL
-    if (self._directory.root / name).exists():
-      evaluation = self._directory.read_json(name)
-      if evaluation.get('round') == state.round_number:
-        return evaluation
-    return self._evaluate(state, write=True)
-
-  def _evaluate(self, state: RunState, *, write: bool) -> dict[str, Any]:
-    """Held-out losses and, with `write`, RougeL of decoded text, kept as a file."""
-    self._progress.say_busy('evaluating on held-out clients')
-    started = time.monotonic()
-    evaluation: dict[str, Any] = {'round': state.round_number}
-    evaluation |= results.evaluate(self._evaluator, self._parameters(state), write=write)
-    evaluation['seconds'] = round(time.monotonic() - started, 3)
-    fields = {'perplexity': evaluation['perplexity'], 'seconds': evaluation['seconds']}
-    self._log.event(Event.EVALUATED, round=state.round_number, **fields)
-    if write:
-      name = self._guard.evaluations + (_FINAL if state.round_number else _BASE)
-      self._directory.write_json(name, evaluation)
-    return evaluation
 
 
 def _new_ranks(

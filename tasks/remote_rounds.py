@@ -11,10 +11,8 @@ a part, and whether it took two attempts, does not show in the result.
 
 import collections
 import concurrent.futures
-import itertools
 import pathlib
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +25,7 @@ from hetlora_tff.graph_files import rename_files
 from hetlora_tff.split_round import build_split_round
 from tasks.errors import UserError
 from tasks.remote_worker import RemoteWorker
+from tasks.threads import in_thread
 
 # Parts of a cohort for each worker, where it is large enough: a slow worker takes fewer, and a lost
 # one takes less with it. More of them would cost more requests.
@@ -74,7 +73,7 @@ class RemoteRounds:
     self._told: set[str] = set()
     self._workers = [_Worker(address, token, backbone) for address in addresses]
     try:
-      for worker, connected in [(w, _in_thread(w.connect)) for w in self._workers]:
+      for worker, connected in [(w, in_thread(w.connect)) for w in self._workers]:
         connected.result()
         worker.is_connected = True
     except BaseException:
@@ -136,7 +135,7 @@ class RemoteRounds:
       while waiting and idle:
         worker, index = idle.popleft(), waiting.popleft()
         partial = self._partial(worker.backbone_directory)
-        future = _in_thread(worker.train, partial, broadcast, parts[index])
+        future = in_thread(worker.train, partial, broadcast, parts[index])
         running[future] = worker, index
       if not running:
         raise UserError(
@@ -204,7 +203,7 @@ class _Worker:
   def asked_back(self) -> concurrent.futures.Future:
     """The attempt to come back: one at a time, for it may outlast a round and two would cross."""
     if self.returning is None:
-      self.returning = _in_thread(self.connect, _RETURN_SECONDS)
+      self.returning = in_thread(self.connect, _RETURN_SECONDS)
     return self.returning
 
   def close(self) -> None:
@@ -231,20 +230,6 @@ def _end_where_connection_broke() -> None:
     raise _LostError(_BROKEN[error.code()]) from None
 
 
-def _in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
-  """Runs a function in a thread that Ctrl-C does not wait for, as an executor's would."""
-  future = concurrent.futures.Future()
-
-  def run():
-    try:
-      future.set_result(function(*arguments))
-    except BaseException as error:
-      future.set_exception(error)
-
-  threading.Thread(target=run, daemon=True).start()
-  return future
-
-
 def _moved(computation: tff.Computation, old: str, new: str) -> tff.Computation:
   """A computation with its graphs on another copy of the backbone."""
   message = tff.framework.serialize_computation(computation)
@@ -253,14 +238,16 @@ def _moved(computation: tff.Computation, old: str, new: str) -> tff.Computation:
 
 
 def _parts(client_data: Sequence[Any], number: int) -> list[list[Any]]:
-  """Cuts a cohort into up to `number` parts of about equal size, clients with their positions."""
+  """Deals a cohort out in up to `number` parts, clients with their positions.
+
+  Each part has its share of those who come first, with most to do.
+  """
   clients = [
     collections.OrderedDict(client=client, position=np.int32(position))
     for position, client in enumerate(client_data)
   ]
   number = min(number, len(clients))
-  bounds = [part * len(clients) // number for part in range(number + 1)] if number else []
-  return [clients[start:end] for start, end in itertools.pairwise(bounds)]
+  return [clients[part::number] for part in range(number)]
 
 
 def _device_state(rows: np.ndarray, num_clients: int) -> list[collections.OrderedDict[str, Any]]:

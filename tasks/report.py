@@ -22,8 +22,9 @@ _CAPTIONS = {
   'perplexity': 'Perplexity on held-out clients; the dashed line is the untuned base model.',
   'ranks': 'How many devices have which rank after each round; a server would not see this.',
   'bytes': (
-    'Bars: the part of the adapter that a client of this rank holds. Line: the same part padded to'
-    ' the largest rank, the form in which uploads have one size and hide the rank.'
+    'Bars: the part of the adapter that a client of this rank holds, in float32. Line: what it'
+    ' sends: padded to the largest rank, so that uploads have one size and hide the rank, and in'
+    ' the bits of this run.'
   ),
   **{
     f'distribution_{measure}': (

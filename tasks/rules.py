@@ -28,6 +28,7 @@ RULES = (
        {'rank_assignment': ('tiers', 'file', 'max'), **_NO_PRUNING}),
   Rule('prune_decay', Limit((1.0,), *_UNPRUNED), _NO_PRUNING),
   Rule('prune_weight', Limit((0.0,), *_UNPRUNED), _NO_PRUNING),
+  Rule('compute_dtype', Limit(('float32',), 'freezes no weights'), {'method': ('full',)}),
   Rule('deviation_from_exact', Limit((False,), 'hides from a client the ranks it does not hold'),
        {'distribution': ('select',), 'padding': ('update',)}),
   Rule('deviation_from_exact', Limit((False,), 'divides by expected clients, not by those there'),

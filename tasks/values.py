@@ -26,9 +26,10 @@ def between(least: float, most: float) -> Range:
   return lambda value: None if least <= value <= most else f'must be in [{least}, {most}]'
 
 
-def one_of(*names: str) -> Range:
-  """The range of some names."""
-  return lambda value: None if value in names else f'must be one of {", ".join(names)}'
+def one_of(*choices: str | int) -> Range:
+  """The range of some names or numbers."""
+  named = ', '.join(map(str, choices))
+  return lambda value: None if value in choices else f'must be one of {named}'
 
 
 def seed(value: int) -> str | None:

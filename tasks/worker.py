@@ -13,6 +13,7 @@ else can connect, and nothing is left behind.
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import pathlib
 import shutil
@@ -32,6 +33,7 @@ import tensorflow_federated as tff
 from tasks import worker_binary
 from tasks.cache import own_cache_directory
 from tasks.errors import UserError
+from tasks.kept import kept
 
 _MAX_MESSAGE_BYTES = 2_000_000_000
 # For every channel and server on the way to a worker: a model is one message.
@@ -245,6 +247,7 @@ class LocalWorker:
         return subprocess.Popen(
           command,
           cwd=directory,
+          env={**self._thread_counts(), **os.environ},
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=log,
@@ -257,6 +260,11 @@ class LocalWorker:
           f'Cannot start {program}: {error.strerror}; name a directory from which programs may run '
           'in HETLORA_CACHE.'
         ) from error
+
+  def _thread_counts(self) -> dict[str, str]:
+    """Threads of an operation, so that all clients together have one for each core."""
+    cores = len(os.sched_getaffinity(0))
+    return {'TF_NUM_INTRAOP_THREADS': str(max(1, cores // self._max_concurrent_clients))}
 
   def _await(self, happens_within: Callable[[float], bool]) -> None:
     """Waits for a step of the start, for as long as the process runs."""
@@ -279,6 +287,12 @@ class LocalWorker:
 
 
 def _compile(computation):
+  message = tff.framework.serialize_computation(computation)
+  digest = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+  return kept('compiled', [digest], lambda: _compiled(computation))
+
+
+def _compiled(computation):
   # No runtime of TFF's has a protocol for secure sums: they are run as plain ones.
   return tff.backends.native.desugar_and_transform_to_native(
     tff.backends.test.replace_secure_intrinsics_with_bodies(computation)

@@ -12,11 +12,11 @@ import mmap
 import os
 import pathlib
 import shutil
-import stat
 import threading
 
 import tensorflow_federated as tff
 
+from tasks.cache import is_ours
 from tasks.errors import UserError
 
 _EVERYWHERE, _UNIX_SOCKET = b'\0[::]:\0', b'\0unix:\0'
@@ -44,22 +44,17 @@ def prepare(cache: pathlib.Path) -> pathlib.Path:
     if not copy.is_file() or copy.stat().st_size != size:
       _copy(source, copy)
     for path in (copy.parent, copy):
-      _check_is_ours(path)
+      if not is_ours(path):
+        raise UserError(
+          f'{path} belongs to another user or can be written by others, and it is executed; remove '
+          'it.'
+        )
   except OSError as error:
     raise UserError(
       f"Cannot write TFF's worker, {size >> 20} MiB, to {copy.parent}: {error.strerror}; make room "
       'or name another directory in XDG_CACHE_HOME.'
     ) from error
   return copy
-
-
-def _check_is_ours(path: pathlib.Path) -> None:
-  """What is executed must be nobody else's to change."""
-  status = path.stat()
-  if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise UserError(
-      f'{path} belongs to another user or can be written by others, and it is executed; remove it.'
-    )
 
 
 def _worker_of_tff() -> pathlib.Path:

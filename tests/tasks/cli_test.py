@@ -72,6 +72,8 @@ _OTHER = {
   'rank_tiers': {4: 0.5, 8: 0.5},
   'rank_file': '/ranks.csv',
   'initial_adapter': '/adapter',
+  'upload_bits': 8,
+  'compute_dtype': 'bfloat16',
   'task': 'other',
   'client_learning_rate': 0.5,
   'rank_exponent': 0.5,

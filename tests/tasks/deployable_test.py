@@ -30,6 +30,7 @@ def _config(tmp_path, **changes):
   ('changes', 'key', 'value', 'said'),
   [
     ({'distribution': 'select'}, 'distribution', 'broadcast', 'Rank-keyed select is replaced'),
+    ({'upload_bits': 8}, 'upload_bits', None, 'Uploads of fewer bits are replaced by float32'),
     ({}, 'deviation_from_exact', False, 'deviation_from_exact is left out'),
     ({**PRIVATE, 'audit_canaries': 5}, 'audit_canaries', 0, 'Canaries are left out'),
     (

@@ -77,6 +77,32 @@ def test_a_client_brings_its_rank_and_its_own_examples(tiny):
   assert all(any(text.startswith(source) for source in sources) for text in texts)
 
 
+def test_those_with_most_to_do_come_first_and_canaries_last(preset):
+  made = experiment.Experiment(tiny_world.run_config(preset, batch_size=4))
+  # They hold 1, 2, 3, 4, 1 and 2 examples; 6 is no client.
+  assert made.longest_first([6, 0, 4, 1, 3, 2, 5]) == [3, 2, 1, 5, 0, 4, 6]
+
+
+def test_what_a_run_measures_leaves_the_process_alone(preset, monkeypatch):
+  keys = []
+  monkeypatch.setattr(experiment, 'kept', lambda kind, parts, make: keys.append((kind, parts)))
+
+  def parts_of_process(**changes):
+    made = experiment.Experiment.__new__(experiment.Experiment)
+    made.__dict__ |= {**tiny.__dict__, 'config': tiny_world.run_config(preset, **changes)}
+    made.build_process()
+    return keys.pop()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment, 'kept', lambda kind, parts, make: make())
+    tiny = experiment.Experiment(tiny_world.run_config(preset))
+  same = parts_of_process()
+  assert same[0] == 'process'
+  assert parts_of_process(rounds=9, eval_every=1, decode_examples=0) == same
+  for changes in ({'seed': 1}, {'batch_size': 3}, {'client_learning_rate': 0.5}):
+    assert parts_of_process(**changes) != same
+
+
 @pytest.mark.parametrize('distribution', ['broadcast', 'select'])
 def test_modules_have_the_ranks_of_their_pattern(tff_runtime, preset, distribution):
   config = tiny_world.run_config(

@@ -118,6 +118,7 @@ _EXCLUDED = [
   ({'method': 'svd', 'server_optimizer': 'adam'}, '--server-optimizer adam: --method svd '),
   ({'method': 'svd', 'rank_dynamics': 'self_pruning'}, '--rank-dynamics self_pruning: --method '),
   ({'method': 'fedex', 'server_learning_rate': 0.5}, '--server-learning-rate 0.5: --method fedex '),
+  ({'method': 'svd', 'upload_bits': 8}, '--upload-bits 8: --method svd multiplies the factors '),
   ({'method': 'rolora', 'server_optimizer': 'adam'}, '--server-optimizer adam: --method rolora '),
   ({'method': 'rolora', 'padding': 'none'}, '--padding none: --method rolora '),
   ({'method': 'ffa', 'distribution': 'select'}, '--distribution select: --method ffa '),

@@ -117,6 +117,16 @@ def test_what_the_program_fills_in_reads_back_the_same(given, tmp_path):
 
 
 _REFUSED = [
+  (
+    {**_CENTRAL, 'upload_bits': 8},
+    '--upload-bits 8: --privacy central bounds what clients send, which rounding lengthens; take'
+    ' --secure-aggregation, whose --secure-bits count that, or leave it out.',
+  ),
+  (
+    {**_DISTRIBUTED, 'upload_bits': 8},
+    '--upload-bits 8: --secure-aggregation (the default here) sends integers already; give'
+    ' --secure-bits, or leave it out.',
+  ),
   ({'secure_aggregation': True}, '--l2-clip-norm is missing: --privacy none (the default here) '),
   ({**_SECURE, 'weights': 'model'}, '--weight-reference is missing: --l2-clip-norm 2.0 with --wei'),
   ({**_SECURE, 'rank_dynamics': 'self_pruning'}, '--rank-dynamics self_pruning: --secure-aggregat'),

@@ -61,6 +61,18 @@ def test_run_ends_with_what_its_method_trains(
 
 
 @pytest.mark.slow
+def test_uploads_of_few_bits_are_counted_as_they_are_and_learn(preset, tmp_path):
+  config = tiny_world.run_config(preset, upload_bits=4)
+  program.train(config, tmp_path / 'run', resume=False, command=['hetlora'])
+  # Half a byte a number; four modules of two factors have four scales each.
+  uploaded = 4 * tiny_world.BYTES_PER_RANK // 8 + 4 * 4 * 2 * 4
+  assert int(_rows(tmp_path / 'run')[-1]['upload_bytes']) == config.clients_per_round * uploaded
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert {row['padded_bytes'] for row in summary['bytes_by_rank']} == {uploaded}
+  assert summary['final']['perplexity'] < summary['base']['perplexity']
+
+
+@pytest.mark.slow
 def test_merged_model_is_a_backbone_of_its_own(preset, tmp_path):
   config = tiny_world.run_config(preset, method='fedex')
   program.train(config, tmp_path / 'run', resume=False, command=['hetlora'])

@@ -93,8 +93,8 @@ def test_log_tells_what_happened_when(finished):
   events = [(line['event'], line.get('round')) for line in _log(finished)]
   in_order = [event for event in events if event[0] not in ('note', 'checkpoint_saved')]
   assert in_order == [
-    ('started', None), ('evaluated', 0),
-    ('round_started', 1), ('round_finished', 1),
+    # The untuned base while the first round trains.
+    ('started', None), ('round_started', 1), ('evaluated', 0), ('round_finished', 1),
     ('round_started', 2), ('evaluated', 2), ('round_finished', 2),
     ('round_started', 3), ('evaluated', 3), ('round_finished', 3),
     ('finished', None),

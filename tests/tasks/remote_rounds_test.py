@@ -384,3 +384,13 @@ def _served():
       yield process, next(line[1] for line in lines if line)
     finally:
       process.kill()
+
+
+def test_every_part_has_its_share_of_those_who_come_first():
+  for number, expected in ((2, [[0, 2, 4], [1, 3]]), (7, [[0], [1], [2], [3], [4]])):
+    parts = remote_rounds._parts('abcde', number)
+    assert [[int(client['position']) for client in part] for part in parts] == expected
+    assert [[client['client'] for client in part] for part in parts] == [
+      ['abcde'[position] for position in part] for part in expected
+    ]
+  assert remote_rounds._parts([], 2) == []

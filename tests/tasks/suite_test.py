@@ -230,6 +230,14 @@ def test_the_suite_of_bits_has_every_arm_at_every_number_of_bits(tmp_path):
     assert len({getattr(run, key) for run in runs}) == 1, key
 
 
+def test_the_suite_of_uploads_differs_in_their_bits_and_the_padding_alone(tmp_path):
+  runs = [run.config.to_json() for run in suite.plan(_SUITES / 'upload_bits.json', tmp_path)]
+  arms = {(run.pop('padding'), run.pop('upload_bits')) for run in runs}
+  assert arms == {(padding, bits) for padding in ('state', 'update') for bits in (None, 16, 8, 4)}
+  assert len(runs) == len(arms)
+  assert all(run == runs[0] for run in runs)
+
+
 def test_what_a_run_filled_in_is_no_difference(file, tmp_path, trained):
   private = {'privacy': 'central', 'target_epsilon': 3.0}
   content = {'base': {'rounds': 4}, 'runs': [{'name': 'one', **private}]}
