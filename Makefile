@@ -58,7 +58,7 @@ format: setup ## format the code and mend what lint can mend itself
 	$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: setup ## measure the time of a round
+bench: setup ## measure a round beside a bare loop, the matrix peak and, with HETLORA_PEERS, its rivals
 	$(BIN)/python -m benchmarks.round_time
 
 .PHONY: build-files

@@ -1,128 +1,225 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time of a federated round over a bare `tf.function` loop on the same steps and weights.
+"""Time of a federated round beside the bare loop, the matrix peak, PyTorch and Flower.
 
-Both do the local work of 16 clients x 4 steps on a GPT-2 of 4 layers x 256, vocabulary 8192,
-batch 8 x 64. The bare loop calls one `tf.function` per client from Python, with all cores at the
-disposal of each operation; the round trains one client per core in TFF's runtime and does
-everything else that a round does. Rounds and loops alternate, so that the ratio holds when the
-machine's speed drifts.
+All do the local work of some clients x 4 steps on a GPT-2 with adapters of rank 8 (see
+`benchmarks.workload`). The bare loop takes the very same steps without TFF, as many clients at a
+time, with the worker's thread counts; GFLOP/s count the matrix products that a step cannot do
+without. The rivals run where their programs and environment are named. Everything alternates within
+a repeat, so that ratios hold when the machine's speed drifts; a measurement during which others
+kept the machine busy is taken again, and marked if they go on.
 
-    python -m benchmarks.round_time [--repeats 5]
+    python -m benchmarks.round_time [--sizes tiny small] [--dtypes float32 bfloat16] [--repeats 3]
+      [--peers DIR --peers-python PYTHON] [--output FILE]
 """
 
-import collections
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
 import os
-import statistics
-import time
+import pathlib
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import psutil
-import tensorflow as tf
+import rich.console
+import rich.status
 import tensorflow_federated as tff
+from absl import logging
 
 import hetlora_tff
-from benchmarks import side_by_side, workload
+from benchmarks import bare_loop, load, peers, round_report, workload
+from tasks.errors import UserError
 from tasks.worker import LocalWorker
 
-_LEARNING_RATE = 0.1
+DTYPES = ('float32', 'bfloat16')
+_MOST_TRIES = 3
+# Of a table, where the output is a file.
+_WIDTH = 120
+_PACKAGES = ('tensorflow', 'tensorflow-federated', 'keras-nlp')
+_NO_PEERS = (
+  'Without PyTorch and Flower: name the directory of bench_torch.py and bench_flower.py with '
+  '--peers, and a Python that has torch, transformers, peft and flwr[simulation] with '
+  '--peers-python (or both in HETLORA_PEERS and HETLORA_PEERS_PYTHON).'
+)
 
 
-def measure(work: workload.Work, repeats: int) -> dict[str, Any]:
-  """Alternates rounds and bare loops after one warm-up of each."""
-  rounds, loops, loads = [], [], []
-  cores = len(os.sched_getaffinity(0))
-  with workload.model_of(work) as model, LocalWorker(cores) as worker:
-    pid = worker.pid
-    assert pid is not None  # The worker runs inside the block.
-    examples = workload.examples_of(work)
-    run_round = _round(work, model, examples)
-    run_loop = _bare_loop(work, model, examples)
-    run_round()
-    run_loop()
-    for _ in range(repeats):
-      before = _busy_seconds(pid)
-      rounds.append(_seconds(run_round))
-      loops.append(_seconds(run_loop))
-      machine, own = (b - a for a, b in zip(before, _busy_seconds(pid), strict=True))
-      loads.append(round(max(0.0, machine - own) / (rounds[-1] + loops[-1]), 3))
-  ratios = [a / b for a, b in zip(rounds, loops, strict=True)]
-  return {
-    'round_seconds': [round(s, 3) for s in rounds],
-    'bare_loop_seconds': [round(s, 3) for s in loops],
-    'ratio_median': round(statistics.median(ratios), 3),
-    'ratios': [round(r, 3) for r in ratios],
-    'foreign_load_cores': loads,
-    'cores': cores,
-  }
+class _Kind:
+  """Something to measure again and again."""
+
+  def __init__(self, flops: int, measure: Callable[[], load.Sample], loss: float | None = None):
+    self.flops, self._measure, self._loss = flops, measure, loss
+    self._samples: list[load.Sample] = []
+
+  def repeat(self) -> None:
+    """Measures until it is clean, at most `_MOST_TRIES` times; keeps the least disturbed."""
+    tries = []
+    while len(tries) < _MOST_TRIES and not (tries and tries[-1].is_clean):
+      tries.append(self._measure())
+    self._samples.append(min(tries, key=lambda sample: sample.foreign))
+
+  @property
+  def measured(self) -> round_report.Measured:
+    return round_report.Measured(self.flops, self._samples, self._loss)
 
 
-def _round(work: workload.Work, model, examples):
+def measure(
+  size: str,
+  dtypes: Sequence[str],
+  repeats: int,
+  rivals: peers.Peers | None,
+  progress: Callable[[str], None],
+) -> dict[str, round_report.Measured]:
+  """Alternates all kinds after a warm-up of each.
+
+  Args:
+    size: of `workload.SIZES`.
+    dtypes: that the model computes in.
+    repeats: measurements of each kind.
+    rivals: to be measured as well.
+    progress: is told what is measured next.
+  """
+  work, cores = workload.SIZES[size], len(os.sched_getaffinity(0))
+  with contextlib.ExitStack() as stack:
+    progress('warm-up')
+    kinds = _own_kinds(stack, work, dtypes, cores)
+    if rivals is not None:
+      for name in peers.NAMES:
+        run = functools.partial(rivals.measure, name, size, work.clients, cores)
+        kinds[name] = _Kind(workload.round_flops(work), run)
+    for repeat in range(repeats):
+      for name, kind in kinds.items():
+        progress(f'{name}, {repeat + 1} of {repeats}')
+        kind.repeat()
+  return {name: kind.measured for name, kind in kinds.items()}
+
+
+def _own_kinds(
+  stack: contextlib.ExitStack, work: workload.Work, dtypes: Sequence[str], cores: int
+) -> dict[str, _Kind]:
+  """Rounds and bare loops in each type, and matrix products in both; all have run once."""
+  directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), 'backbone')
+  backbone = workload.save_backbone(work, directory)
+  worker = stack.enter_context(LocalWorker(cores))
+  environment = _thread_counts(worker)
+  kinds = {}
+  for dtype in dtypes:
+    model = hetlora_tff.CausalLanguageModel(backbone, work.length, dtype)
+    start = bare_loop.started(work, str(directory), dtype, cores, environment)
+    run_round, loop = build_round(work, model), stack.enter_context(start)
+    for name, run in (
+      (round_report.round_of(dtype), run_round),
+      (round_report.loop_of(dtype), functools.partial(loop, 'loop')),
+    ):
+      kinds[name] = _Kind(workload.round_flops(work), functools.partial(load.measure, run), run())
+  for dtype in DTYPES:
+    run = functools.partial(loop, f'peak_{dtype}')  # Of the last process: they are alike.
+    run()
+    flops = cores * bare_loop.MATMUL_FLOPS
+    kinds[round_report.peak_of(dtype)] = _Kind(flops, functools.partial(load.measure, run))
+  return kinds
+
+
+def build_round(work: workload.Work, model: hetlora_tff.CausalLanguageModel) -> Callable[[], float]:
+  """A function that runs the first round of a process and returns the mean loss of its steps."""
   process = hetlora_tff.build_hetlora_process(
     model,
     workload.lora_config(work),
     # No penalty: it is no part of the bare steps.
     training=hetlora_tff.LocalTraining(prune_decay=1.0),
-    client_optimizer=tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
+    client_optimizer=tff.learning.optimizers.build_sgdm(workload.LEARNING_RATE),
   )
-  data = workload.client_data_of(work, examples)
+  data = workload.client_data_of(work, workload.examples_of(work))
   state = process.initialize()
-  return lambda: process.next(state, data)
+
+  def run() -> float:
+    sums = process.next(state, data).metrics['client_work']
+    return float(sums['loss'] / sums['predictions'])
+
+  return run
 
 
-def _bare_loop(work: workload.Work, model, examples):
-  """The same steps from the same adapters, at each client's own rank."""
-  config = workload.lora_config(work)
-  loss_fn = model.build(config)
-  shapes = model.module_shapes(config)
-
-  @tf.function
-  def train(adapters, dataset):
-    for batch in iter(dataset):
-      with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(adapters)
-        loss = loss_fn(adapters, batch)
-        objective = loss.total / loss.count
-      gradients = tape.gradient(objective, adapters)
-      adapters = tf.nest.map_structure(lambda w, g: w - _LEARNING_RATE * g, adapters, gradients)
-    return adapters
-
-  def adapters_of(rank):
-    return collections.OrderedDict(
-      (
-        path,
-        hetlora_tff.LoraFactors(
-          tf.random.stateless_normal([rank, s.d_in], [0, 0]), tf.zeros([s.d_out, rank])
-        ),
-      )
-      for path, s in shapes.items()
-    )
-
-  any_rank = collections.OrderedDict(
-    (path, hetlora_tff.LoraFactors(tf.TensorSpec([None, s.d_in]), tf.TensorSpec([s.d_out, None])))
-    for path, s in shapes.items()
-  )
-  traced = train.get_concrete_function(any_rank, tf.data.DatasetSpec.from_value(examples[0]))
-  clients = [(adapters_of(workload.rank_of(work, k)), e) for k, e in enumerate(examples)]
-  return lambda: [traced(adapters, dataset) for adapters, dataset in clients]
+def _thread_counts(worker: LocalWorker) -> dict[str, str]:
+  """What the worker's environment says about threads and products."""
+  environment = psutil.Process(worker.pid).environ()
+  return {
+    name: value
+    for name, value in environment.items()
+    if name.startswith(('TF_', 'ONEDNN_', 'OMP_'))
+  }
 
 
-def _seconds(function) -> float:
-  started = time.perf_counter()
-  function()
-  return time.perf_counter() - started
+def machine() -> dict[str, Any]:
+  """What the figures depend on."""
+  models = [
+    line.partition(':')[2].strip()
+    for line in pathlib.Path('/proc/cpuinfo').read_text('utf-8').splitlines()
+    if line.startswith('model name')
+  ]
+  return {
+    'cores': len(os.sched_getaffinity(0)),
+    'processor': models[0] if models else platform.processor(),
+    'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
 
 
-def _busy_seconds(worker_pid: int) -> tuple[float, float]:
-  """CPU seconds of the machine, and of this process and its worker."""
-  times = psutil.cpu_times()
-  own = [psutil.Process(pid).cpu_times() for pid in (os.getpid(), worker_pid)]
-  # Only Linux counts what waits for a device.
-  waiting = times.idle + getattr(times, 'iowait', 0.0)
-  return sum(times) - waiting, sum(t.user + t.system for t in own)
+def main() -> None:
+  """The command line."""
+  parser, arguments = _arguments()
+  logging.set_verbosity(logging.ERROR)
+  progress, console = rich.console.Console(stderr=True), rich.console.Console(width=_WIDTH)
+  result: dict[str, Any] = {'machine': machine(), 'sizes': {}}
+  try:
+    rivals = _rivals(arguments, progress)
+    for size in arguments.sizes:
+      with progress.status(size) as status:
+        say = functools.partial(_say, status, size)
+        kinds = measure(size, arguments.dtypes, arguments.repeats, rivals, say)
+      figures = round_report.summary(kinds, arguments.dtypes)
+      work = workload.SIZES[size]
+      facts = {'work': dataclasses.asdict(work), 'step_flops': workload.step_flops(work)}
+      result['sizes'][size] = {**facts, **figures}
+      for table in round_report.tables(size, kinds, figures):
+        console.print(table)
+  except UserError as error:
+    parser.error(str(error))
+  print(json.dumps(result))
+  if arguments.output:
+    pathlib.Path(arguments.output).write_text(json.dumps(result) + '\n', encoding='utf-8')
+
+
+def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('--sizes', nargs='+', choices=workload.SIZES, default=['tiny', 'small'])
+  parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
+  parser.add_argument('--repeats', type=int, default=3, help='measurements of each kind')
+  parser.add_argument('--peers', default=os.environ.get('HETLORA_PEERS'), metavar='DIR')
+  python = os.environ.get('HETLORA_PEERS_PYTHON')
+  parser.add_argument('--peers-python', default=python, metavar='PYTHON')
+  parser.add_argument('--output', help='also write the JSON to this file')
+  arguments = parser.parse_args()
+  if arguments.repeats < 1:
+    parser.error(f'--repeats must be at least 1, got {arguments.repeats}')
+  return parser, arguments
+
+
+def _rivals(arguments: argparse.Namespace, console: rich.console.Console) -> peers.Peers | None:
+  if arguments.peers and arguments.peers_python:
+    return peers.Peers(arguments.peers, arguments.peers_python)
+  console.print(_NO_PEERS, markup=False)
+  return None
+
+
+def _say(status: rich.status.Status, size: str, what: str) -> None:
+  status.update(f'{size}: {what}')
 
 
 if __name__ == '__main__':
-  side_by_side.main(__doc__, ('round', 'bare_loop'), measure)
+  main()

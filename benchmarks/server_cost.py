@@ -28,7 +28,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import hetlora_tff
-from benchmarks import workload
+from benchmarks import server_round, workload
 from hetlora_tff import aggregation
 from hetlora_tff.adapters.factors import LoraFactors
 from hetlora_tff.aggregation.low_rank import best_low_rank
@@ -68,14 +68,14 @@ def _factories_table(arguments) -> rich.table.Table:
   ]
   ranks = (_RANK,) if arguments.ranks == 'full' else _MIXED_RANKS
   clients = [np.int32(ranks[k % len(ranks)]) for k in range(arguments.clients)]
-  message = _message(paths)
+  message = server_round.random_update(_MODULES, _WIDTH, _RANK)
   title = f'{len(clients)} clients, {arguments.ranks} ranks'
   columns = ('aggregator', 'server s/client', 'min', 'max', 'peak worker MB')
   table = rich.table.Table(*columns, box=None, title=title)
   messages_alone = 0.0
   for name, factory, weight in [('messages alone', None, None), *cases]:
     with LocalWorker(2) as worker:
-      run = _round(message, factory, weight)
+      run = server_round.build(message, factory, weight)
       seconds, megabytes = _measure(lambda run=run: run(clients), worker.pid, arguments.repeats)
     shares = [(s - messages_alone) / len(clients) for s in seconds]
     if factory is None:
@@ -87,7 +87,7 @@ def _factories_table(arguments) -> rich.table.Table:
 
 def _training_seconds() -> float:
   """Seconds of a whole round after a warm-up, two clients at a time."""
-  work = workload.Work(layers=_MODULES // 2, width=_WIDTH, clients=2, max_rank=_RANK)
+  work = workload.Work(layers=_MODULES // 3, width=_WIDTH, clients=2, max_rank=_RANK)
   with workload.model_of(work) as model, LocalWorker(2):
     process = hetlora_tff.build_hetlora_process(
       model,
@@ -101,59 +101,6 @@ def _training_seconds() -> float:
     started = time.perf_counter()
     process.next(state, data)
     return time.perf_counter() - started
-
-
-def _message(paths: list[str]) -> tff.Computation:
-  """`(rank -> factors)`: random factors of a client's rank, padded."""
-
-  @tff.tensorflow.computation(np.int32)
-  def message(rank):
-    held = tf.sequence_mask(rank, _RANK, tf.float32)
-    return collections.OrderedDict(
-      (
-        path,
-        LoraFactors(
-          tf.random.stateless_uniform([_RANK, _WIDTH], [rank, k]) * held[:, tf.newaxis],
-          tf.random.stateless_uniform([_WIDTH, _RANK], [rank, -1 - k]) * held,
-        ),
-      )
-      for k, path in enumerate(paths)
-    )
-
-  return message
-
-
-def _round(message: tff.Computation, factory, weight) -> tff.Computation:
-  """Makes the messages and aggregates them; the result is reduced to one number at the server."""
-
-  @tff.tensorflow.computation(message.type_signature.result)
-  def touch(value):
-    return tf.add_n([tf.reduce_sum(tensor) for tensor in tf.nest.flatten(value)])
-
-  if factory is None:
-
-    @tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
-    def run(ranks):
-      values = tff.federated_map(message, ranks)
-      return tff.federated_sum(tff.federated_map(touch, values))
-
-    return run
-
-  weights = tff.tensorflow.computation(lambda: tf.nest.map_structure(tf.constant, weight))
-  process = factory.create(message.type_signature.result, weights.type_signature.result)
-  result_type = process.next.type_signature.result.result.member
-
-  @tff.tensorflow.computation(result_type)
-  def reduce(value):
-    return tf.add_n([tf.reduce_sum(tensor) for tensor in tf.nest.flatten(value)])
-
-  @tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
-  def run(ranks):
-    values = tff.federated_map(message, ranks)
-    output = process.next(process.initialize(), values, tff.federated_eval(weights, tff.CLIENTS))
-    return tff.federated_map(reduce, output.result)
-
-  return run
 
 
 def _measure(run, pid: int | None, repeats: int) -> tuple[list[float], float]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The work that the benchmarks share: clients, shapes and a random backbone."""
+"""The work that the benchmarks share: clients, shapes, tokens and a random backbone."""
 
 import collections
 import contextlib
@@ -15,15 +15,23 @@ import tensorflow as tf
 
 import hetlora_tff
 from hetlora_tff.clients.data import pack_client_data
+from tasks import costs
 
-VOCABULARY = 8192
+LEARNING_RATE = 0.1
+_TARGETS = ('query', 'key', 'value')
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """One round: `clients` times `steps` steps of SGD on `[batch, length]` tokens, all predicted."""
+  """One round on a GPT-2: `clients` times `steps` steps of SGD on `[batch, length]` tokens.
 
+  All tokens but the first of a sequence are predicted. Every client has rank `max_rank`, on query,
+  key and value of all layers.
+  """
+
+  vocabulary: int = 8192
   layers: int = 4
+  heads: int = 4
   width: int = 256
   clients: int = 16
   steps: int = 4
@@ -32,51 +40,98 @@ class Work:
   max_rank: int = 8
 
 
-@contextlib.contextmanager
-def model_of(work: Work) -> Iterator[hetlora_tff.CausalLanguageModel]:
-  """A GPT-2 of the work's shape with random weights, stored for as long as the context lasts."""
+# GPT-2 base takes a minute a round even with few clients.
+SIZES = {
+  'tiny': Work(vocabulary=256, layers=2, heads=2, width=64, length=16),
+  'small': Work(),
+  'gpt2-base': Work(vocabulary=50257, layers=12, heads=12, width=768, length=128, clients=4),
+}
+
+
+def save_backbone(work: Work, directory: pathlib.Path) -> hetlora_tff.FrozenBackbone:
+  """Stores a GPT-2 of the work's shape with random weights."""
   tf.keras.utils.set_random_seed(0)
   backbone = keras_nlp.models.GPT2Backbone(
-    vocabulary_size=VOCABULARY,
+    vocabulary_size=work.vocabulary,
     num_layers=work.layers,
-    num_heads=4,
+    num_heads=work.heads,
     hidden_dim=work.width,
     intermediate_dim=4 * work.width,
     max_sequence_length=work.length,
   )
+  return hetlora_tff.FrozenBackbone.save(backbone, directory)
+
+
+@contextlib.contextmanager
+def model_of(work: Work) -> Iterator[hetlora_tff.CausalLanguageModel]:
+  """A model of the work's shape with random weights, stored for as long as the context lasts."""
   with tempfile.TemporaryDirectory() as directory:
-    frozen = hetlora_tff.FrozenBackbone.save(backbone, pathlib.Path(directory) / 'backbone')
+    frozen = save_backbone(work, pathlib.Path(directory) / 'backbone')
     yield hetlora_tff.CausalLanguageModel(frozen, work.length)
 
 
 def lora_config(work: Work) -> hetlora_tff.LoraConfig:
-  """Adapters on query and value."""
-  return hetlora_tff.LoraConfig(max_rank=work.max_rank, alpha=2.0 * work.max_rank)
+  """The adapters."""
+  return hetlora_tff.LoraConfig(work.max_rank, alpha=2.0 * work.max_rank, targets=_TARGETS)
+
+
+def tokens_of(work: Work, client: int, seed: int = 0) -> np.ndarray:
+  """Int32 `[steps, batch, length]`: a client's tokens, the frequent ones small, as in a text.
+
+  The rivals in `benchmarks.peers` draw the same.
+  """
+  uniform = np.random.default_rng([seed, 7919, client]).random(
+    [work.steps, work.batch, work.length]
+  )
+  tokens = (np.power(work.vocabulary, uniform) - 1).astype(np.int32)
+  return np.minimum(tokens, work.vocabulary - 1)
 
 
 def examples_of(work: Work) -> list[tf.data.Dataset]:
-  """Random tokens, a dataset of batches per client."""
-  generator = np.random.default_rng(0)
-  shape = [work.steps, work.batch, work.length]
-  loss_weights = np.ones(shape, np.float32)
+  """A dataset of batches per client."""
+  loss_weights = np.ones([work.steps, work.batch, work.length], np.float32)
   loss_weights[..., -1] = 0
   return [
     tf.data.Dataset.from_tensor_slices(
       collections.OrderedDict(
-        token_ids=generator.integers(0, VOCABULARY, shape, np.int32),
-        padding_mask=np.ones(shape, np.int32),
+        token_ids=tokens,
+        padding_mask=np.ones_like(tokens),
         loss_weights=loss_weights,
       )
     )
-    for _ in range(work.clients)
+    for tokens in (tokens_of(work, client) for client in range(work.clients))
   ]
-
-
-def rank_of(work: Work, client: int) -> int:
-  """Ranks 1 to `max_rank` in turn."""
-  return 1 + client % work.max_rank
 
 
 def client_data_of(work: Work, examples: list[tf.data.Dataset]):
   """The clients' input to the process."""
-  return [pack_client_data(rank_of(work, k), e) for k, e in enumerate(examples)]
+  return [pack_client_data(work.max_rank, e) for e in examples]
+
+
+def step_flops(work: Work) -> int:
+  """Floating-point operations of one local step that nobody can leave out.
+
+  Those of the matrix products alone: forward, back to the activations, and the adapters'
+  gradients, as `tasks.costs.client_flops` says; the gradient of what enters the first layer's
+  adapted projections is nobody's input, and is not computed.
+  """
+  width, tokens = work.width, work.batch * work.length
+  size = costs.ModelSize(
+    body_weights=12 * width**2 * work.layers,
+    vocabulary_weights=work.vocabulary * width,
+    layers=work.layers,
+    width=width,
+  )
+  flops = costs.client_flops(
+    size,
+    tokens=tokens,
+    predictions=work.batch * (work.length - 1),
+    sequence_length=work.length,
+    trained=len(_TARGETS) * work.layers * 2 * width * work.max_rank,
+  )
+  return flops - 2 * tokens * len(_TARGETS) * width * (width + work.max_rank)
+
+
+def round_flops(work: Work) -> int:
+  """`step_flops` over all clients and their steps."""
+  return work.clients * work.steps * step_flops(work)

@@ -1,0 +1,60 @@
+# Copyright 2026 The HetLoRA-TFF Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The most memory that this process and its workers hold while something runs; Linux."""
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+
+import psutil
+
+_SECONDS = 0.05
+
+
+@dataclasses.dataclass
+class Peaks:
+  """Most memory that is not mapped from files (`RssAnon`), in MB.
+
+  Attributes:
+    driver: of this process.
+    worker: of its child processes together.
+  """
+
+  driver: float = 0.0
+  worker: float = 0.0
+
+  def take(self) -> None:
+    """Looks at what is held now."""
+    children = psutil.Process().children(recursive=True)
+    self.driver = max(self.driver, _anonymous_mb(os.getpid()))
+    self.worker = max(self.worker, sum(_anonymous_mb(child.pid) for child in children))
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Peaks]:
+  """Looks often while the context lasts; the peaks are complete once it is left."""
+  peaks, done = Peaks(), threading.Event()
+
+  def watch():
+    while not done.wait(_SECONDS):
+      peaks.take()
+
+  watcher = threading.Thread(target=watch)
+  watcher.start()
+  try:
+    yield peaks
+    peaks.take()
+  finally:
+    done.set()
+    watcher.join()
+
+
+def _anonymous_mb(pid: int) -> float:
+  try:
+    with open(f'/proc/{pid}/status', encoding='ascii') as status:
+      sizes = [line.split()[1] for line in status if line.startswith('RssAnon')]
+  except OSError:  # It has ended.
+    return 0.0
+  return 1024 * sum(map(int, sizes)) / 1e6
