@@ -21,7 +21,7 @@ from hetlora_tff.adapters import backbone as frozen
 from hetlora_tff.adapters import factors as lora
 from hetlora_tff.adapters import injection, layers
 from hetlora_tff.adapters.config import LoraConfig
-from hetlora_tff.adapters.model import BatchLoss, LossFn, ModuleShape, frozen_dtype
+from hetlora_tff.adapters.model import BatchLoss, LossFn, ModuleShape, checked_compute_dtype
 
 # Module path of the head.
 CLASSIFIER = 'classifier'
@@ -81,7 +81,7 @@ class ClassificationModel:
       )
     self.backbone = backbone
     self.num_classes = num_classes
-    self._compute_dtype = frozen_dtype(compute_dtype)
+    self._compute_dtype = checked_compute_dtype(compute_dtype)
     tokens = tf.TensorSpec([None, sequence_length], tf.int32)
     self.batch_spec = collections.OrderedDict(
       token_ids=tokens, padding_mask=tokens, labels=tf.TensorSpec([None], tf.int32)

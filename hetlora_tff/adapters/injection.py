@@ -102,7 +102,8 @@ def inject_lora(
         layer.create_variables(config.module_rank(site.path), _seed_for(site.path, seed_here))
       adapters[site.path] = by_layer[id(site.layer)] = layer
   if frozen_dtype is not None:
-    by_layer = {**_wrapped(sites, config.scaling), **by_layer}
+    others = [site for site in sites if id(site.layer) not in by_layer]
+    by_layer |= _wrapped(others, config.scaling)
     for layer in by_layer.values():
       layer.freeze_base(frozen_dtype)
   done = []

@@ -147,9 +147,14 @@ class LoraLayer(tf.keras.layers.Layer):
     and the conversion to `dtype`.
 
     Args:
-      dtype: of the frozen product, whose sums and result are float32 in any case: float32, or
-        bfloat16 where that is faster. The low-rank path stays in float32.
+      dtype: float32, or bfloat16 where that is faster: the product sums in float32, and its
+        result is rounded to it. The low-rank path stays in float32.
+
+    Raises:
+      ValueError: if the base does not compute in float32.
     """
+    if self.base.compute_dtype != 'float32':
+      raise ValueError(f'Layer {self.name!r} computes in {self.base.compute_dtype}, not float32.')
     bias = None if self.bias is None else tf.convert_to_tensor(self.bias)
     matrix = tf.cast(self._as_matrix(tf.convert_to_tensor(self.kernel)), dtype)
     self._binding.base = _FrozenBase(matrix, bias, cheap_activation(self.base.activation))

@@ -116,8 +116,8 @@ class CausalLanguageModel:
     Args:
       backbone: a backbone whose class has a `token_embedding` that maps back to the vocabulary.
       sequence_length: `L`, static: one graph serves all batches.
-      compute_dtype: of the matrix products with frozen weights when adapters are trained,
-        `'float32'` or `'bfloat16'`. Their sums, the adapters and everything else are float32.
+      compute_dtype: what `build` rounds products with frozen weights to, their sums being float32:
+        `'float32'` or `'bfloat16'`. The adapters and everything between the products are float32.
 
     Raises:
       ValueError: if the backbone cannot take sequences of that length, or for another type.
@@ -129,7 +129,7 @@ class CausalLanguageModel:
         f'got {sequence_length}.'
       )
     self.backbone = backbone
-    self._compute_dtype = frozen_dtype(compute_dtype)
+    self._compute_dtype = checked_compute_dtype(compute_dtype)
     matrix = functools.partial(tf.TensorSpec, [None, sequence_length])
     self.batch_spec = collections.OrderedDict(
       token_ids=matrix(tf.int32), padding_mask=matrix(tf.int32), loss_weights=matrix(tf.float32)
@@ -209,7 +209,7 @@ class CausalLanguageModel:
     return loss_fn
 
 
-def frozen_dtype(compute_dtype: str) -> tf.DType:
+def checked_compute_dtype(compute_dtype: str) -> tf.DType:
   """The type of that name, which matrix products with frozen weights can have.
 
   Raises:

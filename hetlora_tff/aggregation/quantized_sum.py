@@ -23,12 +23,12 @@ class QuantizedSumFactory(tff.aggregators.UnweightedAggregationFactory):
   A number `x` is sent as one of the two multiples of `scale / levels` around it, `levels` being
   `2^(bits - 1) - 1`, by chance so that the mean is `x`: it moves by less than `scale / levels`, and
   0 stays 0. A matrix has a scale, its largest absolute value, for each of its rows or of its
-  columns, whichever are fewer: of LoRA factors one per rank, since ranks that a client lacks or
-  has just begun differ in size from others. Any other tensor has the scales of its shortest axis,
-  a vector has one.
+  columns, whichever are fewer: of LoRA factors below full rank one per rank, since ranks that a
+  client lacks or has just begun differ in size from others. Any other tensor has the scales of its
+  shortest axis, a vector has one.
 
-  The chance is drawn from the numbers themselves: a client that does the same again sends the same,
-  and one whose numbers differ in the last bit draws anew. It hides nothing from anybody.
+  The chance is drawn from the numbers themselves: a client that does the same again sends the same.
+  It hides nothing from anybody.
 
   A message is two tensors, whatever the value: integers (of 4 bits two in a byte) and float32
   scales. Each client's is decoded where it is added, which takes a `federated_aggregate`: a
@@ -38,7 +38,7 @@ class QuantizedSumFactory(tff.aggregators.UnweightedAggregationFactory):
   measurements=()@SERVER>)`.
 
   Edge cases:
-    a value with a NaN or an infinity counts as zeros;
+    a client whose value has a NaN or an infinity sends zeros;
     no client at all: zeros.
   """
 

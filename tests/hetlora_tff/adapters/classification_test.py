@@ -161,3 +161,17 @@ def test_what_cannot_classify_is_refused(frozen, class_name, length, classes, na
   other = dataclasses.replace(frozen, class_name=class_name or frozen.class_name)
   with pytest.raises(ValueError, match=named):
     ClassificationModel(other, length, classes)
+
+
+def test_fast_step_equals_keras(frozen, logits):
+  adapters = _adapters(2, moved='query')
+  batch = {**BATCH}
+  expected = tf.reduce_sum(
+    tf.nn.sparse_softmax_cross_entropy_with_logits(batch['labels'], logits(adapters, batch))
+  )
+  for dtype, close in (('float32', 1e-5), ('bfloat16', 2e-2)):
+    loss = ClassificationModel(frozen, LENGTH, CLASSES, dtype).build(CONFIG)(adapters, batch)
+    assert float(loss.total) == pytest.approx(float(expected), rel=close)
+    # A type that is asked for and not used would be as exact as float32.
+    exact = abs(float(loss.total) / float(expected) - 1) < 1e-6
+    assert exact == (dtype == 'float32')

@@ -58,6 +58,7 @@ class LoraLayerTest(tf.test.TestCase, parameterized.TestCase):
       base = _einsum(equation, output_shape, input_shape, bias_axes=bias, activation=activation)
       layer = layers.wrap(base, SCALING)
       self.assertEqual((layer.d_in, layer.d_out), sizes)
+      self._check_frozen(layer, _random(*(axis or 2 for axis in input_shape), seed=2))
       factors = _factors(layer)
       layer.bind(factors)
       x = _random(2, *input_shape[1:], seed=2)
@@ -158,6 +159,34 @@ class LoraLayerTest(tf.test.TestCase, parameterized.TestCase):
       a, b = a - 0.01 * b.T @ grad_update, b - 0.01 * grad_update @ a.T
     self.assertAllClose(got_a, a, rtol=1e-4, atol=1e-4)
     self.assertAllClose(got_b, b, rtol=1e-4, atol=1e-4)
+
+  def _check_frozen(self, layer, x):
+    """A frozen base gives what it gave, alone and under factors; its kernel is read just once."""
+    for factors in (None, _factors(layer)):
+      layer.bind(factors)
+      before = layer(x)
+      for dtype, close in ((tf.float32, 1e-5), (tf.bfloat16, 3e-2)):
+        layer.freeze_base(dtype)
+        kernel = layer.base.kernel.numpy()
+        layer.base.kernel.assign(np.zeros_like(kernel))
+        self.assertAllClose(layer(x), before, rtol=close, atol=close)
+        layer.base.kernel.assign(kernel)
+      self.assertNotAllClose(layer(x), before, rtol=1e-6, atol=1e-6)
+      layer._binding.base = None
+    layer.bind(None)
+
+  @parameterized.named_parameters(
+    ('linear', None), ('gelu', 'gelu'), ('approximate', tf.nn.gelu), ('softmax', 'softmax')
+  )
+  def test_frozen_dense(self, activation):
+    layer = layers.wrap(_dense(activation=activation), SCALING)
+    self._check_frozen(layer, _random(2, 4, 3, seed=2))
+
+  @parameterized.named_parameters(('pure', 'bfloat16'), ('mixed', 'mixed_bfloat16'))
+  def test_other_precision_is_not_frozen(self, dtype):
+    layer = layers.wrap(_dense(dtype=dtype), SCALING)
+    with self.assertRaisesRegex(ValueError, 'computes in bfloat16'):
+      layer.freeze_base(tf.float32)
 
   @parameterized.named_parameters(('linear', None), ('activated', 'relu'))
   def test_bfloat16_base(self, activation):
