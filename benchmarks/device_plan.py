@@ -13,6 +13,7 @@ import numpy as np
 
 _MEGA, _GIGA = 1e6, 1e9
 _BITS = 8
+_UPLOAD_BITS = (4, 8, 16, 32)
 
 
 def _supposed(default: Any, help_text: str) -> Any:
@@ -38,7 +39,7 @@ class Assumptions:
   max_rank: int = _supposed(50, 'of a device and of the server')
   rank_exponent: float = _supposed(0.1, 'skew of the ranks: P(r) ~ r^(x - 1)')
   selects_rank: bool = _supposed(True, "a device downloads its rank's slice, not all ranks")
-  upload_bits: int = _supposed(32, 'of a number that a device sends')
+  upload_bits: int = _supposed(32, 'of a number that a device sends: 4, 8, 16 or 32')
   device_gflops: float = _supposed(20.0, 'GFLOP/s of the median device, sustained')
   download_mbits: float = _supposed(20.0, 'Mbit/s to the median device')
   upload_mbits: float = _supposed(5.0, 'Mbit/s from the median device')
@@ -46,6 +47,8 @@ class Assumptions:
   updates_in_memory: int = _supposed(100, 'that the server aggregates at a time, in partial sums')
 
   def __post_init__(self):
+    if self.upload_bits not in _UPLOAD_BITS:
+      raise ValueError(f'--upload-bits {self.upload_bits}: must be one of 4, 8, 16 or 32.')
     if not 0 <= self.lost_share < 1:
       raise ValueError(f'--lost-share {self.lost_share}: must be in [0, 1).')
     if self.asked_per_update * (1 - self.lost_share) < 1:
@@ -60,6 +63,11 @@ class Assumptions:
   def asked(self) -> int:
     """Devices that are asked in a round."""
     return round(self.asked_per_update * self.clients_per_round)
+
+  @property
+  def is_quantized(self) -> bool:
+    """Whether a device sends integers instead of float32."""
+    return self.upload_bits < max(_UPLOAD_BITS)
 
 
 class Server(NamedTuple):

@@ -52,7 +52,7 @@ def main() -> None:
   assumed, updates, output = _arguments()
   ranks, draws = _measure_draws(assumed)
   server = _measure_server(assumed, updates)
-  device = _device(assumed)
+  device = device_costs(assumed)
   generator = np.random.default_rng(_SEED)
   answers = device_plan.update_seconds(assumed, device, ranks, generator)
   rounds = []
@@ -104,17 +104,17 @@ def _layout(assumed: Assumptions) -> AdapterLayout:
   return AdapterLayout(shapes, config)
 
 
-def _device(assumed: Assumptions) -> Device:
+def device_costs(assumed: Assumptions) -> Device:
   """Counted: operations and bytes by rank."""
   layout = _layout(assumed)
+  message_type = layout.adapters_type(assumed.max_rank)
   sizes = hetlora_tff.MessageSizes(
     layout,
     layout.server_type,
-    layout.server_type,
+    message_type,
     selects_rank=assumed.selects_rank,
     upload_bits=assumed.upload_bits,
-    # A float for each tensor that is sent in steps of its own.
-    upload_scales=2 * len(layout.shapes) if assumed.upload_bits < 32 else 0,
+    upload_scales=aggregation.num_scales(message_type) if assumed.is_quantized else 0,
   )
   model = costs.ModelSize(
     body_weights=12 * assumed.layers * assumed.width**2,
@@ -184,8 +184,9 @@ def _measure_server(assumed: Assumptions, updates: int) -> Server:
   modules = len(layout.shapes)
   update = server_round.random_update(modules, assumed.width, assumed.max_rank)
   weight = collections.OrderedDict((path, np.float32(1)) for path in layout.shapes)
+  sums = aggregation.QuantizedSumFactory(assumed.upload_bits) if assumed.is_quantized else None
   rounds = {
-    'aggregated': server_round.build(update, aggregation.SparsityWeightedMeanFactory(), weight),
+    'aggregated': server_round.build(update, aggregation.SparsityWeightedMeanFactory(sums), weight),
     'made': server_round.build(update),
   }
   numbers = [updates // 4, updates // 2, updates]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 
@@ -35,20 +35,28 @@ class Peaks:
 @contextlib.contextmanager
 def watched() -> Iterator[Peaks]:
   """Looks often while the context lasts; the peaks are complete once it is left."""
-  peaks, done = Peaks(), threading.Event()
-
-  def watch():
-    while not done.wait(_SECONDS):
-      peaks.take()
-
-  watcher = threading.Thread(target=watch)
-  watcher.start()
-  try:
+  peaks = Peaks()
+  with looking(peaks.take):
     yield peaks
-    peaks.take()
+
+
+@contextlib.contextmanager
+def looking(take: Callable[[], None]) -> Iterator[None]:
+  """Calls `take` often in a thread while the context lasts, and at its end."""
+  done = threading.Event()
+
+  def look():
+    while not done.wait(_SECONDS):
+      take()
+
+  thread = threading.Thread(target=look)
+  thread.start()
+  try:
+    yield
   finally:
     done.set()
-    watcher.join()
+    thread.join()
+  take()
 
 
 def _anonymous_mb(pid: int) -> float:

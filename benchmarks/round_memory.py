@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import pathlib
 import tempfile
-import threading
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -25,12 +24,11 @@ import rich.table
 from absl import logging
 
 import hetlora_tff
-from benchmarks import round_time, workload
+from benchmarks import peak_memory, round_time, workload
 from tasks.worker import LocalWorker
 
 _CONCURRENCY = 2
 _ROUNDS = 2
-_SECONDS = 0.05
 _KINDS = {'Pss': 'pss', 'Anonymous': 'anonymous', 'Rss': 'rss'}
 
 
@@ -69,28 +67,21 @@ def _peaks(size: str, dtype: str, directory: pathlib.Path) -> dict[str, float]:
   logging.set_verbosity(logging.ERROR)
   work = workload.SIZES[size]
   peaks = dict.fromkeys(('driver', 'worker', *_KINDS.values()), 0.0)
-  done = threading.Event()
   with LocalWorker(_CONCURRENCY) as worker:
     pids = {'driver': os.getpid(), 'worker': worker.pid}
 
-    def watch():
-      while not done.wait(_SECONDS):
-        held = {name: _held_mb(pid) for name, pid in pids.items()}
-        now = {name: mb['pss'] for name, mb in held.items()}
-        now |= {kind: sum(mb[kind] for mb in held.values()) for kind in _KINDS.values()}
-        peaks.update({name: max(mb, now[name]) for name, mb in peaks.items()})
+    def take():
+      held = {name: _held_mb(pid) for name, pid in pids.items()}
+      now = {name: mb['pss'] for name, mb in held.items()}
+      now |= {kind: sum(mb[kind] for mb in held.values()) for kind in _KINDS.values()}
+      peaks.update({name: max(mb, now[name]) for name, mb in peaks.items()})
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with peak_memory.looking(take):
       backbone = hetlora_tff.FrozenBackbone.load(directory)
       model = hetlora_tff.CausalLanguageModel(backbone, work.length, dtype)
       run_round = round_time.build_round(work, model)
       for _ in range(_ROUNDS):
         run_round()
-    finally:
-      done.set()
-      watcher.join()
   return {name: round(mb, 1) for name, mb in peaks.items()}
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the times of rounds, bare loops, matrix products and rivals say about each other."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ import rich.table
 
 from benchmarks import load, peers
 
-# Of losses at the same steps: bfloat16 over float32.
+# Of losses at the same steps: those of a rounded type over float32, and those of one computation.
 _MOST_LOSS_DIFFERENCE = 0.005
+_MOST_LOOP_DIFFERENCE = 1e-5
 
 
 class Measured(NamedTuple):
@@ -67,10 +69,11 @@ def summary(kinds: Mapping[str, Measured], dtypes: Sequence[str]) -> dict[str, A
         'seconds': [round(sample.seconds, 4) for sample in kind.samples],
         'foreign_load_cores': [round(sample.foreign, 3) for sample in kind.samples],
         'gflops': round(kind.gflops, 1),
-        'loss': kind.loss,
+        'loss': _as_json(kind.loss),
       }
       for name, kind in kinds.items()
     },
+    'off': off(kinds, dtypes),
     'ratios': ratios(kinds, dtypes),
   }
   losses = [kinds[round_of(dtype)].loss for dtype in ('float32', 'bfloat16') if dtype in dtypes]
@@ -81,9 +84,32 @@ def summary(kinds: Mapping[str, Measured], dtypes: Sequence[str]) -> dict[str, A
   return result
 
 
+def off(kinds: Mapping[str, Measured], dtypes: Sequence[str]) -> dict[str, str]:
+  """Kinds whose loss shows that they compute something else, and what it should be.
+
+  A bare loop takes the steps of the round of its type. A rival draws its own random model, but all
+  rivals the same: theirs is held against `peers.REFERENCE`, where that was measured.
+  """
+  expected = {loop_of(dtype): (round_of(dtype), _MOST_LOOP_DIFFERENCE) for dtype in dtypes}
+  expected |= dict.fromkeys(peers.NAMES, (peers.REFERENCE, _MOST_LOSS_DIFFERENCE))
+  found = {}
+  for name, (base, most) in expected.items():
+    if name in kinds and base in kinds:
+      loss, right = (kinds[key].loss for key in (name, base))
+      # Not a number is off, whatever it is compared with.
+      if loss is None or right is None or not abs(loss / right - 1) <= most:
+        found[name] = f'loss {loss}, of {base} {right}'
+  return found
+
+
+def _as_json(loss: float | None) -> float | None:
+  return loss if loss is not None and math.isfinite(loss) else None
+
+
 def ratios(kinds: Mapping[str, Measured], dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
   """Our rounds against everything else: median and range over the repeats."""
-  rivals = [name for name in peers.NAMES if name in kinds]
+  wrong = off(kinds, dtypes)
+  rivals = [name for name in peers.NAMES if name in kinds and name not in wrong]
   fastest = min(rivals, key=lambda name: statistics.median(kinds[name].seconds), default=None)
   result = {}
   for dtype in dtypes:
@@ -115,7 +141,8 @@ def tables(size: str, kinds: Mapping[str, Measured], figures: Mapping[str, Any])
   )
   for name, kind in kinds.items():
     seconds = [f'{f(kind.seconds):.4g}' for f in (statistics.median, min, max)]
-    loss = '' if kind.loss is None else f'{kind.loss:.4f}'
+    mark = ' !' if name in figures['off'] else ''
+    loss = '' if kind.loss is None else f'{kind.loss:.4f}{mark}'
     foreign = max(sample.foreign for sample in kind.samples)
     noise = f'{foreign:.2f}{"" if foreign <= load.MOST_FOREIGN else " !"}'
     times.add_row(name, *seconds, f'{kind.gflops:.0f}', loss, noise)
@@ -124,4 +151,5 @@ def tables(size: str, kinds: Mapping[str, Measured], figures: Mapping[str, Any])
     compared.add_row(name, *(f'{value}' for value in numbers.values()))
   if 'loss_difference' in figures:
     compared.add_row('loss, bfloat16 over float32', f'{100 * figures["loss_difference"]:+.3f} %')
-  return [times, '', compared, '']
+  differences = [f'! {name}: {what}' for name, what in figures['off'].items()]
+  return [times, *differences, '', compared, '']

@@ -7,7 +7,8 @@ All do the local work of some clients x 4 steps on a GPT-2 with adapters of rank
 time, with the worker's thread counts; GFLOP/s count the matrix products that a step cannot do
 without. The rivals run where their programs and environment are named. Everything alternates within
 a repeat, so that ratios hold when the machine's speed drifts; a measurement during which others
-kept the machine busy is taken again, and marked if they go on.
+kept the machine busy is taken again, and marked if they go on. So are losses that differ where they
+should not; a rival that fails is left out, and said to have.
 
     python -m benchmarks.round_time [--sizes tiny small] [--dtypes float32 bfloat16] [--repeats 3]
       [--peers DIR --peers-python PYTHON] [--output FILE]
@@ -23,7 +24,7 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -31,7 +32,6 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import psutil
 import rich.console
 import rich.status
-import tensorflow_federated as tff
 from absl import logging
 
 import hetlora_tff
@@ -51,11 +51,11 @@ _NO_PEERS = (
 )
 
 
-class _Kind:
+class Kind:
   """Something to measure again and again."""
 
   def __init__(self, flops: int, measure: Callable[[], load.Sample], loss: float | None = None):
-    self.flops, self._measure, self._loss = flops, measure, loss
+    self.flops, self._measure, self.loss = flops, measure, loss
     self._samples: list[load.Sample] = []
 
   def repeat(self) -> None:
@@ -67,7 +67,7 @@ class _Kind:
 
   @property
   def measured(self) -> round_report.Measured:
-    return round_report.Measured(self.flops, self._samples, self._loss)
+    return round_report.Measured(self.flops, self._samples, self.loss)
 
 
 def measure(
@@ -76,7 +76,7 @@ def measure(
   repeats: int,
   rivals: peers.Peers | None,
   progress: Callable[[str], None],
-) -> dict[str, round_report.Measured]:
+) -> tuple[dict[str, round_report.Measured], dict[str, str]]:
   """Alternates all kinds after a warm-up of each.
 
   Args:
@@ -85,6 +85,9 @@ def measure(
     repeats: measurements of each kind.
     rivals: to be measured as well.
     progress: is told what is measured next.
+
+  Returns:
+    The measurements, and of rivals that failed why.
   """
   work, cores = workload.SIZES[size], len(os.sched_getaffinity(0))
   with contextlib.ExitStack() as stack:
@@ -93,17 +96,42 @@ def measure(
     if rivals is not None:
       for name in peers.NAMES:
         run = functools.partial(rivals.measure, name, size, work.clients, cores)
-        kinds[name] = _Kind(workload.round_flops(work), run)
-    for repeat in range(repeats):
-      for name, kind in kinds.items():
-        progress(f'{name}, {repeat + 1} of {repeats}')
+        kinds[name] = _rival(workload.round_flops(work), run)
+    return alternate(kinds, repeats, progress)
+
+
+def alternate(
+  kinds: Mapping[str, Kind], repeats: int, progress: Callable[[str], None]
+) -> tuple[dict[str, round_report.Measured], dict[str, str]]:
+  """See `measure`; a rival that has failed is left out, also of what it had measured."""
+  failed = {}
+  for repeat in range(repeats):
+    for name, kind in kinds.items():
+      if name in failed:
+        continue
+      progress(f'{name}, {repeat + 1} of {repeats}')
+      try:
         kind.repeat()
-  return {name: kind.measured for name, kind in kinds.items()}
+      except UserError as error:
+        if name not in peers.NAMES:
+          raise
+        failed[name] = str(error)
+  return {name: kind.measured for name, kind in kinds.items() if name not in failed}, failed
+
+
+def _rival(flops: int, run: Callable[[], peers.Result]) -> Kind:
+  def measure() -> load.Sample:
+    result = run()
+    kind.loss = result.loss
+    return result.sample
+
+  kind = Kind(flops, measure)
+  return kind
 
 
 def _own_kinds(
   stack: contextlib.ExitStack, work: workload.Work, dtypes: Sequence[str], cores: int
-) -> dict[str, _Kind]:
+) -> dict[str, Kind]:
   """Rounds and bare loops in each type, and matrix products in both; all have run once."""
   directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), 'backbone')
   backbone = workload.save_backbone(work, directory)
@@ -118,24 +146,18 @@ def _own_kinds(
       (round_report.round_of(dtype), run_round),
       (round_report.loop_of(dtype), functools.partial(loop, 'loop')),
     ):
-      kinds[name] = _Kind(workload.round_flops(work), functools.partial(load.measure, run), run())
+      kinds[name] = Kind(workload.round_flops(work), functools.partial(load.measure, run), run())
   for dtype in DTYPES:
     run = functools.partial(loop, f'peak_{dtype}')  # Of the last process: they are alike.
     run()
     flops = cores * bare_loop.MATMUL_FLOPS
-    kinds[round_report.peak_of(dtype)] = _Kind(flops, functools.partial(load.measure, run))
+    kinds[round_report.peak_of(dtype)] = Kind(flops, functools.partial(load.measure, run))
   return kinds
 
 
 def build_round(work: workload.Work, model: hetlora_tff.CausalLanguageModel) -> Callable[[], float]:
   """A function that runs the first round of a process and returns the mean loss of its steps."""
-  process = hetlora_tff.build_hetlora_process(
-    model,
-    workload.lora_config(work),
-    # No penalty: it is no part of the bare steps.
-    training=hetlora_tff.LocalTraining(prune_decay=1.0),
-    client_optimizer=tff.learning.optimizers.build_sgdm(workload.LEARNING_RATE),
-  )
+  process = workload.build_process(work, model)
   data = workload.client_data_of(work, workload.examples_of(work))
   state = process.initialize()
 
@@ -181,11 +203,13 @@ def main() -> None:
     for size in arguments.sizes:
       with progress.status(size) as status:
         say = functools.partial(_say, status, size)
-        kinds = measure(size, arguments.dtypes, arguments.repeats, rivals, say)
+        kinds, failed = measure(size, arguments.dtypes, arguments.repeats, rivals, say)
+      for name, reason in failed.items():
+        progress.print(f'{size}: {name} is left out: {reason}', markup=False, soft_wrap=True)
       figures = round_report.summary(kinds, arguments.dtypes)
       work = workload.SIZES[size]
       facts = {'work': dataclasses.asdict(work), 'step_flops': workload.step_flops(work)}
-      result['sizes'][size] = {**facts, **figures}
+      result['sizes'][size] = {**facts, **figures, 'failed': failed}
       for table in round_report.tables(size, kinds, figures):
         console.print(table)
   except UserError as error:
@@ -212,7 +236,9 @@ def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 
 def _rivals(arguments: argparse.Namespace, console: rich.console.Console) -> peers.Peers | None:
   if arguments.peers and arguments.peers_python:
-    return peers.Peers(arguments.peers, arguments.peers_python)
+    rivals = peers.Peers(arguments.peers, arguments.peers_python)
+    rivals.check()
+    return rivals
   console.print(_NO_PEERS, markup=False)
   return None
 

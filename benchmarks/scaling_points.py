@@ -6,6 +6,7 @@ They are called by name in other processes; no TensorFlow before that.
 """
 
 import collections
+import dataclasses
 import datetime
 import itertools
 import json
@@ -49,57 +50,53 @@ def quieten() -> None:
 
 def clients(size: int, repeats: int) -> Point:
   """So many clients of `tiny` a round."""
-  return _rounds(size, repeats, {**_TINY, 'clients': size})
+  return _rounds(size, repeats, 'tiny', {'clients': size})
 
 
 def measured(size: int, repeats: int) -> Point:
   """The same with `deviation_from_exact`."""
-  return _rounds(size, repeats, {**_TINY, 'clients': size}, measures_deviation=True)
+  return _rounds(size, repeats, 'tiny', {'clients': size}, measures_deviation=True)
 
 
 def rank(size: int, repeats: int) -> Point:
   """Clients of that rank."""
-  return _rounds(size, repeats, {**_MEDIUM, 'max_rank': size})
+  return _rounds(size, repeats, 'small', {**_FEW, 'max_rank': size})
 
 
 def depth(size: int, repeats: int) -> Point:
   """So many layers."""
-  return _rounds(size, repeats, {**_MEDIUM, 'layers': size})
+  return _rounds(size, repeats, 'small', {**_FEW, 'layers': size})
 
 
 def width(size: int, repeats: int) -> Point:
   """Layers of that width."""
-  return _rounds(size, repeats, {**_MEDIUM, 'width': size})
+  return _rounds(size, repeats, 'small', {**_FEW, 'width': size})
 
 
 def sequence(size: int, repeats: int) -> Point:
   """Sequences of that length."""
-  return _rounds(size, repeats, {**_MEDIUM, 'length': size})
+  return _rounds(size, repeats, 'small', {**_FEW, 'length': size})
 
 
-_TINY = {'vocabulary': 256, 'layers': 2, 'heads': 2, 'width': 64, 'length': 16}
-_MEDIUM = {'layers': 2, 'clients': 4, 'steps': 2}
+_FEW = {'layers': 2, 'clients': 4, 'steps': 2}
 
 
 def _rounds(
-  size: int, repeats: int, shape: Mapping[str, int], *, measures_deviation: bool = False
+  size: int,
+  repeats: int,
+  work: str,
+  changes: Mapping[str, int],
+  *,
+  measures_deviation: bool = False,
 ) -> Point:
-  import tensorflow_federated as tff
-
-  import hetlora_tff
+  """Of one of `workload.SIZES`, changed."""
   from benchmarks import workload
   from tasks.worker import LocalWorker
 
-  work = workload.Work(**shape)
-  with workload.model_of(work) as model, LocalWorker(len(os.sched_getaffinity(0))):
-    process = hetlora_tff.build_hetlora_process(
-      model,
-      workload.lora_config(work),
-      training=hetlora_tff.LocalTraining(prune_decay=1.0),
-      client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
-      measures_deviation=measures_deviation,
-    )
-    data = workload.client_data_of(work, workload.examples_of(work))
+  changed = dataclasses.replace(workload.SIZES[work], **changes)
+  with workload.model_of(changed) as model, LocalWorker(len(os.sched_getaffinity(0))):
+    process = workload.build_process(changed, model, measures_deviation=measures_deviation)
+    data = workload.client_data_of(changed, workload.examples_of(changed))
     state = process.initialize()
     return _point(size, repeats, lambda: process.next(state, data))
 

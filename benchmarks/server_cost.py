@@ -15,24 +15,19 @@ import argparse
 import collections
 import os
 import statistics
-import threading
 import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
-import psutil
 import rich.console
 import rich.table
 import tensorflow as tf
-import tensorflow_federated as tff
 
-import hetlora_tff
-from benchmarks import server_round, workload
+from benchmarks import peak_memory, server_round, workload
 from hetlora_tff import aggregation
 from hetlora_tff.adapters.factors import LoraFactors
 from hetlora_tff.aggregation.low_rank import best_low_rank
-from hetlora_tff.clients.data import pack_client_data
 from tasks.worker import LocalWorker
 
 _RANK, _WIDTH, _MODULES = 50, 768, 24
@@ -74,9 +69,9 @@ def _factories_table(arguments) -> rich.table.Table:
   table = rich.table.Table(*columns, box=None, title=title)
   messages_alone = 0.0
   for name, factory, weight in [('messages alone', None, None), *cases]:
-    with LocalWorker(2) as worker:
+    with LocalWorker(2):
       run = server_round.build(message, factory, weight)
-      seconds, megabytes = _measure(lambda run=run: run(clients), worker.pid, arguments.repeats)
+      seconds, megabytes = _measure(lambda run=run: run(clients), arguments.repeats)
     shares = [(s - messages_alone) / len(clients) for s in seconds]
     if factory is None:
       messages_alone = statistics.median(seconds)
@@ -89,13 +84,8 @@ def _training_seconds() -> float:
   """Seconds of a whole round after a warm-up, two clients at a time."""
   work = workload.Work(layers=_MODULES // 3, width=_WIDTH, clients=2, max_rank=_RANK)
   with workload.model_of(work) as model, LocalWorker(2):
-    process = hetlora_tff.build_hetlora_process(
-      model,
-      workload.lora_config(work),
-      training=hetlora_tff.LocalTraining(prune_decay=1.0),
-      client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
-    )
-    data = [pack_client_data(_RANK, examples) for examples in workload.examples_of(work)]
+    process = workload.build_process(work, model)
+    data = workload.client_data_of(work, workload.examples_of(work))
     state = process.initialize()
     process.next(state, data)
     started = time.perf_counter()
@@ -103,27 +93,16 @@ def _training_seconds() -> float:
     return time.perf_counter() - started
 
 
-def _measure(run, pid: int | None, repeats: int) -> tuple[list[float], float]:
-  """Seconds of every repeat after a warm-up, and the worker's peak resident memory in MB."""
-  peak, done = [0], threading.Event()
-
-  def watch():
-    while not done.wait(0.02):
-      peak[0] = max(peak[0], psutil.Process(pid).memory_info().rss)
-
-  watcher = threading.Thread(target=watch)
-  watcher.start()
-  try:
+def _measure(run, repeats: int) -> tuple[list[float], float]:
+  """Seconds of every repeat after a warm-up, and the worker's peak memory in MB."""
+  with peak_memory.watched() as peaks:
     run()
     seconds = []
     for _ in range(repeats):
       started = time.perf_counter()
       run()
       seconds.append(time.perf_counter() - started)
-  finally:
-    done.set()
-    watcher.join()
-  return seconds, peak[0] / 1e6
+  return seconds, peaks.worker
 
 
 def _svd_table(repeats: int, check: bool) -> rich.table.Table:

@@ -73,6 +73,7 @@ def start_up(
     **os.environ,
     'HETLORA_CACHE': str(cache),
     'XDG_CACHE_HOME': str(cache),
+    'HETLORA_KEPT': '',
     'ONEDNN_VERBOSE': '1',
   }
   started = time.time()

@@ -6,11 +6,14 @@ Both train 16 clients x 4 steps of `workload` two at a time: two workers with on
 loopback, against one with two clients. Rounds of both kinds alternate, so that the ratio holds when
 the machine's speed drifts.
 
-    python -m benchmarks.two_workers [--repeats 5]
+    python -m benchmarks.two_workers [--repeats 5] [--output FILE]
 """
 
+import argparse
 import contextlib
+import json
 import os
+import pathlib
 import re
 import statistics
 import subprocess
@@ -22,38 +25,56 @@ from typing import Any
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import psutil
-import tensorflow_federated as tff
+import rich.console
+import rich.table
+from absl import logging
 
-import hetlora_tff
-from benchmarks import side_by_side, workload
+from benchmarks import workload
 from tasks.remote_rounds import RemoteRounds
 from tasks.worker import LocalWorker
 
+_KINDS = ('two_workers', 'one_process')
 _SERVE = 'from tasks import worker_server as w; w.serve(port=0, max_concurrent_clients=1)'
 
 
-def measure(work: workload.Work, repeats: int) -> dict[str, Any]:
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('--repeats', type=int, default=5, help='measured rounds of each kind')
+  parser.add_argument('--output', type=pathlib.Path, help='also write the JSON to this file')
+  arguments = parser.parse_args()
+  logging.set_verbosity(logging.ERROR)
+  result = _measure(workload.SIZES['small'], arguments.repeats)
+  table = rich.table.Table('', 'median s', 'min s', 'max s', box=None)
+  for name in _KINDS:
+    seconds = result[f'{name}_seconds']
+    table.add_row(name, *(f'{f(seconds):.2f}' for f in (statistics.median, min, max)))
+  rich.console.Console().print(table)
+  text = json.dumps(result)
+  print(text)
+  if arguments.output:
+    arguments.output.write_text(text + '\n', encoding='utf-8')
+
+
+def _measure(work: workload.Work, repeats: int) -> dict[str, Any]:
   """Alternates both kinds of rounds after one warm-up of each."""
   with workload.model_of(work) as model, LocalWorker(2), _worker() as one, _worker() as other:
-    process = hetlora_tff.build_hetlora_process(
-      model,
-      workload.lora_config(work),
-      client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
-    )
-    rounds = RemoteRounds(process, [one, other], backbone=model.backbone, say=print)
+    process = workload.build_process(work, model)
     data = workload.client_data_of(work, workload.examples_of(work))
     state = process.initialize()
-    kinds = {'two_workers': rounds.next, 'one_process': process.next}
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    busy: dict[str, list[float]] = {name: [] for name in kinds}
-    for run in kinds.values():
-      run(state, data)
-    for _ in range(repeats):
-      for name, run in kinds.items():
-        started, before = time.perf_counter(), _busy_seconds()
+    seconds: dict[str, list[float]] = {name: [] for name in _KINDS}
+    busy: dict[str, list[float]] = {name: [] for name in _KINDS}
+    remote = RemoteRounds(process, [one, other], backbone=model.backbone, say=print)
+    with contextlib.closing(remote) as rounds:
+      kinds = dict(zip(_KINDS, (rounds.next, process.next), strict=True))
+      for run in kinds.values():
         run(state, data)
-        seconds[name].append(time.perf_counter() - started)
-        busy[name].append(_busy_seconds() - before)
+      for _ in range(repeats):
+        for name, run in kinds.items():
+          started, before = time.perf_counter(), _busy_seconds()
+          run(state, data)
+          seconds[name].append(time.perf_counter() - started)
+          busy[name].append(_busy_seconds() - before)
   ratios = [a / b for a, b in zip(seconds['two_workers'], seconds['one_process'], strict=True)]
   return {
     **{f'{name}_seconds': [round(s, 3) for s in values] for name, values in seconds.items()},
@@ -85,4 +106,4 @@ def _worker() -> Iterator[str]:
 
 
 if __name__ == '__main__':
-  side_by_side.main(__doc__, ('two_workers', 'one_process'), measure)
+  main()

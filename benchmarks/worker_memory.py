@@ -10,8 +10,6 @@ with the clients: it must grow by adapters and activations, not by the backbone.
 
 import json
 import os
-import threading
-import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -20,7 +18,7 @@ import rich.table
 from absl import logging
 
 import hetlora_tff
-from benchmarks import workload
+from benchmarks import peak_memory, workload
 from tasks.worker import LocalWorker
 
 # Wide and with few tokens: much backbone, little activation.
@@ -52,33 +50,13 @@ def main() -> None:
 
 
 def _peak_anonymous_mb(model, concurrency: int) -> float:
-  with LocalWorker(concurrency) as worker:
-    pid = worker.pid
-    assert pid is not None  # The worker runs inside the block.
+  with LocalWorker(concurrency), peak_memory.watched() as peaks:
     process = hetlora_tff.build_hetlora_process(model, workload.lora_config(_WORK))
     state = process.initialize()
     data = workload.client_data_of(_WORK, workload.examples_of(_WORK))
-    done = threading.Event()
-    peak = [0.0]
-
-    def watch():
-      while not done.is_set():
-        peak[0] = max(peak[0], _anonymous_mb(pid))
-        time.sleep(0.01)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     for _ in range(3):
       state = process.next(state, data).state
-    done.set()
-    watcher.join()
-  return peak[0]
-
-
-def _anonymous_mb(pid: int) -> float:
-  with open(f'/proc/{pid}/status', encoding='ascii') as status:
-    line = next(line for line in status if line.startswith('RssAnon'))
-  return int(line.split()[1]) / 1e3
+  return peaks.worker
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import keras_nlp
 import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
 
 import hetlora_tff
 from hetlora_tff.clients.data import pack_client_data
@@ -73,6 +74,19 @@ def model_of(work: Work) -> Iterator[hetlora_tff.CausalLanguageModel]:
 def lora_config(work: Work) -> hetlora_tff.LoraConfig:
   """The adapters."""
   return hetlora_tff.LoraConfig(work.max_rank, alpha=2.0 * work.max_rank, targets=_TARGETS)
+
+
+def build_process(
+  work: Work, model: hetlora_tff.CausalLanguageModel, *, measures_deviation: bool = False
+) -> hetlora_tff.HetLoraProcess:
+  """Rounds of SGD without a penalty, which is no part of the steps that others take."""
+  return hetlora_tff.build_hetlora_process(
+    model,
+    lora_config(work),
+    training=hetlora_tff.LocalTraining(prune_decay=1.0),
+    client_optimizer=tff.learning.optimizers.build_sgdm(LEARNING_RATE),
+    measures_deviation=measures_deviation,
+  )
 
 
 def tokens_of(work: Work, client: int, seed: int = 0) -> np.ndarray:

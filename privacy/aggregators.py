@@ -46,8 +46,8 @@ def build_dp_sum(
 
   The standard deviation of the noise is `spec.noise_stddev` (relative to the clip of the round,
   where it adapts; then the noise on the sum is higher, and that on the count of unclipped clients
-  makes the two together as private as `spec.noise_multiplier` alone). Every `create` draws a key
-  of its own for the noise.
+  makes the two together as private as `spec.noise_multiplier` alone). No computation holds what
+  the noise is drawn from, unless `spec.insecure_seed` does, see `privacy.noise`.
 
   With `spec.secure_sum` the clipped values go through a secure sum, whose rounding `spec.inflation`
   accounts for. The noise is the server's all the same, but SKELLAM's: see `SkellamSumFactory`.

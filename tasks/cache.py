@@ -18,7 +18,12 @@ def own_cache_directory() -> pathlib.Path:
   return pathlib.Path(cache) / 'hetlora_tff'
 
 
-def is_ours(path: pathlib.Path) -> bool:
+def kept_directory() -> pathlib.Path:
+  """`$HETLORA_KEPT`, or a part of the user's own cache: for what one run keeps for the next."""
+  return pathlib.Path(os.environ.get('HETLORA_KEPT') or own_cache_directory() / 'kept')
+
+
+def is_ours(path: pathlib.Path | int) -> bool:
   """Whether nobody else can change a file or a directory; what is executed must be so."""
-  status = path.stat()
+  status = os.stat(path)
   return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

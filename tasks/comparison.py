@@ -37,7 +37,7 @@ _MEASURES: Mapping[str, Callable[[FinishedRun], float | None]] = collections.Ord
   client_flops=lambda run: _total(run, 'client_flops'),
   client_flops_per_client=lambda run: _per_client(run, 'client_flops'),
   training_seconds=lambda run: _total(run, 'round_seconds'),
-  round_seconds=lambda run: run.mean('round_seconds'),
+  round_seconds=lambda run: run.median('round_seconds'),
   epsilon=lambda run: run.epsilon,
   projected_epsilon=lambda run: run.projected_epsilon,
 )
@@ -48,7 +48,8 @@ def measure(run: FinishedRun) -> dict[str, float | None]:
 
   Losses are nats per token. Bytes, parameters and operations `_per_client` are of one client in one
   round, on average; the others are totals of the run, seconds those of the simulating machine.
-  `deviation_from_exact` is the mean over the rounds that measured it. `epsilon` is guaranteed,
+  `deviation_from_exact` is the mean over the rounds that measured it, `round_seconds` the median:
+  the first round may share the machine with an evaluation. `epsilon` is guaranteed,
   `projected_epsilon` would be by a production run.
   """
   return {name: value(run) for name, value in _MEASURES.items()}

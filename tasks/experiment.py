@@ -50,7 +50,7 @@ _NOT_OF_PROCESS = frozenset({
   'rounds', 'concurrent_clients', 'decode_examples', 'eval_clients', 'eval_every',
   'eval_examples_per_client', 'eval_split', 'num_beams', 'personalization_clients',
 })  # fmt: skip
-# Of how many clients the rows are kept from round to round.
+# Of so many clients rows are kept; of a larger cohort of all: a round asks for them repeatedly.
 _PACKED_CLIENTS = 512
 
 
@@ -100,12 +100,13 @@ class Experiment:
     self.initial_adapters = self._initial_adapters()
     coordinates = method_parts.coordinates(config, self.model, self.shapes, self.initial_ranks)
     self.config = dp_settings.settle(config, len(self.client_ids), coordinates)
-    self._pack = functools.lru_cache(_PACKED_CLIENTS)(self._pack)
+    self._most_clients = participation.most_clients(self.config, len(self.client_ids))
+    self._pack = functools.lru_cache(max(_PACKED_CLIENTS, self._most_clients))(self._pack)
 
   def build_process(self) -> hetlora_tff.HetLoraProcess:
     """The learning process; without privacy, one that an earlier run has built will do."""
     if dp_settings.is_private(self.config):
-      # Chance that went into it must not be that of another run.
+      # There is no chance in it; but a guarantee must not hang on the parts below being all.
       return self._built_process()
     config = {k: v for k, v in self.config.to_json().items() if k not in _NOT_OF_PROCESS}
     ranks = hashlib.sha256(self.initial_ranks.tobytes()).hexdigest()
@@ -121,7 +122,8 @@ class Experiment:
 
   def _model_parts(self) -> list[str]:
     """What a graph on the backbone depends on: it names the files."""
-    return [self.base.backbone.directory, self.base.backbone.sha256]
+    backbone = self.base.backbone
+    return [backbone.directory, backbone.sha256, *(record.file for record in backbone.tensors)]
 
   def initial_state(self, process: hetlora_tff.HetLoraProcess) -> Any:
     """The server's state before the first round."""
@@ -233,14 +235,10 @@ class Experiment:
       rows = self._rows_of_a_batch(index)
       trained = sizes.trained_parameters(int(ranks[index]))
       total += costs.client_flops(
-        size,
-        tokens=config.local_steps * rows * config.sequence_length,
-        predictions=0,
-        sequence_length=config.sequence_length,
-        trained=trained,
-        frozen=sizes.held_parameters(int(ranks[index])) - trained,
-        full=self.lora_config is None,
-      )
+        size, tokens=config.local_steps * rows * config.sequence_length, predictions=0,
+        sequence_length=config.sequence_length, trained=trained,
+        frozen=sizes.held_parameters(int(ranks[index])) - trained, full=self.lora_config is None,
+      )  # fmt: skip
     return total
 
   def inputs(self) -> dict[str, str]:
@@ -286,8 +284,9 @@ class Experiment:
         raise ValueError(f'The adapter of {path} does not fit the backbone of this run.')
 
   def concurrent_clients(self) -> int:
-    """Clients that train at the same time."""
-    return self.config.concurrent_clients or len(os.sched_getaffinity(0))
+    """Clients that train at the same time: never more than a round has."""
+    wanted = self.config.concurrent_clients or len(os.sched_getaffinity(0))
+    return min(wanted, self._most_clients)
 
   def _drawn_held_out(self) -> dict[str, Sequence[federated_text.Example]]:
     config, clients = self.config, self.data.split(self.config.eval_split)

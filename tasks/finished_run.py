@@ -105,6 +105,11 @@ class FinishedRun:
     _, values = plots.measured(self.metrics, column)
     return float(values.mean()) if len(values) else None
 
+  def median(self, column: str) -> float | None:
+    """The median of a column over the rounds that have it, or None without any."""
+    _, values = plots.measured(self.metrics, column)
+    return float(np.median(values)) if len(values) else None
+
   def messages(self) -> float:
     """Clients times rounds that trained."""
     rounds = int((self.metrics['round'] > 0).sum())

@@ -51,13 +51,15 @@ class HeldOut:
 
   def begin(self, parameters: Any) -> None:
     """Evaluates what a run begins with, beside its first round; `evaluate` has the result."""
-    self._begun = in_thread(self._measure, parameters, True)
+    # Made here: it takes the tokenizer and the model, which the round is about to use.
+    evaluator = self._evaluator
+    self._begun = in_thread(self._measure, evaluator, parameters, True)
 
   def evaluate(self, round_number: int, parameters: Any, *, write: bool) -> dict[str, Any]:
     """Held-out losses and, with `write`, RougeL of decoded text, kept as a file."""
     self._progress.say_busy('evaluating on held-out clients')
     begun, self._begun = self._begun, None
-    measured = begun.result() if begun else self._measure(parameters, write)
+    measured = begun.result() if begun else self._measure(self._evaluator, parameters, write)
     evaluation: dict[str, Any] = {'round': round_number, **measured}
     fields = {'perplexity': evaluation['perplexity'], 'seconds': evaluation['seconds']}
     self._log.event(Event.EVALUATED, round=round_number, **fields)
@@ -78,7 +80,7 @@ class HeldOut:
         return evaluation
     return self.evaluate(round_number, parameters, write=True)
 
-  def _measure(self, parameters: Any, write: bool) -> dict[str, Any]:
+  def _measure(self, evaluator: Evaluator, parameters: Any, write: bool) -> dict[str, Any]:
     started = time.monotonic()
-    evaluation = results.evaluate(self._evaluator, parameters, write=write)
+    evaluation = results.evaluate(evaluator, parameters, write=write)
     return {**evaluation, 'seconds': round(time.monotonic() - started, 3)}

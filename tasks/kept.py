@@ -26,7 +26,7 @@ import tensorflow_federated as tff
 from tensorflow_federated.proto.v0 import computation_pb2
 
 from tasks import harvest
-from tasks.cache import is_ours, own_cache_directory
+from tasks.cache import is_ours, kept_directory
 from tasks.files import replace_file
 
 _T = TypeVar('_T')
@@ -52,15 +52,15 @@ def kept(kind: str, parts: Sequence[Any], make: Callable[[], _T]) -> _T:
     The value; computations, TFF's types and whatever else can be pickled.
   """
   key = json.dumps([software(), *parts], sort_keys=True).encode()
-  path = own_cache_directory() / 'kept' / kind / hashlib.sha256(key).hexdigest()[:32]
-  with contextlib.suppress(Exception):  # Whatever damage leads to.
-    return _read(path)
+  name = f'{kind}/{hashlib.sha256(key).hexdigest()[:32]}'
+  with contextlib.suppress(Exception):  # No home, or whatever damage leads to.
+    return _read(kept_directory() / name)
   started = time.monotonic()
   value = make()
   if time.monotonic() - started > _WORTH_SECONDS:
     # A full disk, or a value that is of this process alone.
-    with contextlib.suppress(OSError, TypeError, AttributeError, pickle.PicklingError):
-      _write(path, value)
+    with contextlib.suppress(Exception):
+      _write(kept_directory() / name, value)
   return value
 
 
@@ -77,14 +77,18 @@ def software() -> str:
 
 
 def _read(path: pathlib.Path) -> Any:
-  if not (is_ours(path) and is_ours(path.parent)):
-    raise ValueError('not ours')
-  content = path.read_bytes()
+  for directory in _directories(path):
+    _check_ours(directory)
+  with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+    # Of what is open: under this name there may be another file by now.
+    _check_ours(file.fileno())
+    content = file.read()
   digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
   if hashlib.sha256(data).digest() != digest:
     raise ValueError('cut or altered')
   value = pickle.loads(data)
-  os.utime(path)
+  with contextlib.suppress(OSError):  # A cache that cannot be written.
+    os.utime(path)
   return value
 
 
@@ -92,11 +96,24 @@ def _write(path: pathlib.Path, value: Any) -> None:
   stream = io.BytesIO()
   _Pickler(stream).dump(value)
   data = stream.getvalue()
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  for directory in _directories(path):
+    # `mode` is for the last one only.
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_ours(directory)
   replace_file(path, hashlib.sha256(data).digest() + data, mode=0o600)
   newest_first = sorted(path.parent.iterdir(), key=lambda file: -file.stat().st_mtime)
   for file in newest_first[_MOST_FILES:]:
     file.unlink(missing_ok=True)
+
+
+def _directories(path: pathlib.Path) -> list[pathlib.Path]:
+  """Those of ours that lead to a file of the cache, outermost first."""
+  return [path.parent.parent, path.parent]
+
+
+def _check_ours(path: pathlib.Path | int) -> None:
+  if not is_ours(path):
+    raise PermissionError('Others can change what is kept.')
 
 
 class _Pickler(pickle.Pickler):

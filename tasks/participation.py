@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tasks.config import RunConfig
+
 # Independent streams of one seed.
 _COHORT, _ORDER = 1, 2
 
@@ -28,6 +30,17 @@ def cohort(num_clients: int, clients_per_round: int, seed: int, round_number: in
   """
   generator = np.random.default_rng([seed, _COHORT, round_number])
   return generator.choice(num_clients, size=clients_per_round, replace=False).tolist()
+
+
+def most_clients(config: RunConfig, num_clients: int) -> int:
+  """The size of the largest cohort; of Poisson sampling, one that is rarely exceeded.
+
+  Args:
+    config: of the run.
+    num_clients: that train, without canaries, which are drawn like them.
+  """
+  most = config.clients_per_round * (2 if config.sampling == 'poisson' else 1)
+  return min(most, num_clients + (config.audit_canaries or 0))
 
 
 def local_batches(

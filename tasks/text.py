@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -60,7 +61,8 @@ class Tokenizer:
   keras-nlp applies the merges of a byte-pair tokenizer in a loop of TensorFlow operations. Here it
   is done in Python, once per *distinct word*, and the answers are kept; keras-nlp is asked only
   where its own split into words is unclear. The result equals asking it for the whole text. Two
-  things it cannot give back: the NUL character and U+096C, which it uses as a mark.
+  things it cannot give back: the NUL character and U+096C, which it uses as a mark. Threads may
+  share it.
 
   Attributes:
     end_token_id: ends a text; the separator token of an encoder.
@@ -94,6 +96,7 @@ class Tokenizer:
     )
     self._special = tuple(getattr(tokenizer, 'unsplittable_tokens', None) or ())
     self._known: dict[str, list[int]] = {}
+    self._lock = threading.Lock()
     self.end_token_id = end_token_id
     # GPT-2 and its like read this token between documents, and none before a prompt.
     between = getattr(tokenizer, 'start_token', None) == bpe.END_OF_TEXT
@@ -119,14 +122,8 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the token ids of each text."""
-    if self._words is None:
-      return self._ask(texts)
-    if len(self._known) > _MAX_KNOWN:
-      self._known.clear()
-    pieces = [self._pieces(text) for text in texts]
-    unclear = sorted({piece for parts in pieces for piece in parts if piece not in self._known})
-    self._known.update(zip(unclear, self._ask(unclear), strict=True))
-    return [[index for piece in parts for index in self._known[piece]] for parts in pieces]
+    with self._lock:
+      return self._ask(texts) if self._words is None else self._by_word(texts)
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of token ids; bytes that are not UTF-8 become the replacement character."""
@@ -142,6 +139,14 @@ class Tokenizer:
     )
     texts = self._tokenizer.detokenize(ragged).numpy()
     return [text.decode('utf-8', errors='replace') for text in texts]
+
+  def _by_word(self, texts: Sequence[str]) -> list[list[int]]:
+    if len(self._known) > _MAX_KNOWN:
+      self._known.clear()
+    pieces = [self._pieces(text) for text in texts]
+    unclear = sorted({piece for parts in pieces for piece in parts if piece not in self._known})
+    self._known.update(zip(unclear, self._ask(unclear), strict=True))
+    return [[index for piece in parts for index in self._known[piece]] for parts in pieces]
 
   def _ask(self, texts: Sequence[str]) -> list[list[int]]:
     parts = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]

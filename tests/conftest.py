@@ -3,6 +3,8 @@
 """What holds for every test: quiet TensorFlow, repeatable hypothesis, one TFF worker, no GPU."""
 
 import os
+import shutil
+import tempfile
 
 # Before anything imports TensorFlow or matplotlib: both read these once.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -27,6 +29,20 @@ hypothesis.settings.register_profile(
   database=None,
 )
 hypothesis.settings.load_profile('house')
+
+_OWN_KEPT = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+  """What runs keep for the next is kept for all tests and their processes, and goes with them."""
+  if 'HETLORA_KEPT' not in os.environ:
+    os.environ['HETLORA_KEPT'] = config.stash[_OWN_KEPT] = tempfile.mkdtemp(prefix='hetlora-kept-')
+
+
+def pytest_unconfigure(config):
+  """Removes it; pytest-xdist's workers have it of the process that started them."""
+  if _OWN_KEPT in config.stash:
+    shutil.rmtree(config.stash[_OWN_KEPT], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')

@@ -63,6 +63,7 @@ def test_the_plan_adds_up():
     ({'lost_share': 1.0}, '--lost-share'),
     ({'asked_per_update': 1.05}, '--asked-per-update'),
     ({'devices': 1000}, '--devices'),
+    ({'upload_bits': 12}, '--upload-bits'),
   ],
 )
 def test_a_plan_that_cannot_be_is_refused_by_its_flag(values, flag):

@@ -4,6 +4,7 @@
 
 import itertools
 import json
+import math
 import pathlib
 import sys
 
@@ -36,12 +37,38 @@ def _printing(**result) -> str:
 )
 def test_the_warm_up_and_disturbed_rounds_do_not_count(name, rounds, tmp_path):
   # Flower counts no load for its first round.
-  rivals = _rivals(tmp_path, _printing(round_s=[50, 4, 9], foreign_load=[0.01, 1.9]))
-  assert rivals.measure(name, 'small', 16, 2) == load.Sample(4, 0.01)
+  printed = {'round_s': [50, 4, 9], 'foreign_load': [0.01, 1.9], 'losses': [3, 2, 1]}
+  rivals = _rivals(tmp_path, _printing(**printed))
+  assert rivals.measure(name, 'small', 16, 2) == peers.Result(load.Sample(4, 0.01), 2)
   called = json.loads((tmp_path / 'called.json').read_text())
   given = dict(itertools.pairwise(called))
   assert (given['--preset'], given['--clients'], given['--rounds']) == ('small', '16', rounds)
   assert name == peers.FLOWER or given['--procs'] == '2'
+
+
+def test_no_round_that_compiles_counts_and_losses_are_those_of_the_same_rounds(tmp_path):
+  printed = {'round_s': [50, 20, 20, 4, 4], 'foreign_load': [0] * 5, 'losses': [3, 2, 1, 0, 0]}
+  rivals = _rivals(tmp_path, _printing(**printed))
+  assert rivals.measure('PyTorch + PEFT, compiled', 'small', 16, 2) == peers.Result(
+    load.Sample(4, 0), 2
+  )
+  called = json.loads((tmp_path / 'called.json').read_text())
+  assert '--compile' in called
+  assert dict(itertools.pairwise(called))['--warmup-rounds'] == '3'
+
+
+def test_losses_that_are_not_told_are_no_number(tmp_path):
+  rivals = _rivals(tmp_path, _printing(round_s=[9, 4, 4], foreign_load=[0, 0, 0]))
+  assert math.isnan(rivals.measure(peers.REFERENCE, 'small', 16, 2).loss)
+
+
+def test_an_interpreter_without_their_packages_is_named(tmp_path, monkeypatch):
+  rivals = _rivals(tmp_path, '')
+  monkeypatch.setattr(peers, '_MODULES', ('json',))
+  rivals.check()
+  monkeypatch.setattr(peers, '_MODULES', ('json', 'no_such', 'nor_this'))
+  with pytest.raises(UserError, match=r'--peers-python .*: it cannot import no_such, nor_this\.'):
+    rivals.check()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +77,7 @@ def test_the_warm_up_and_disturbed_rounds_do_not_count(name, rounds, tmp_path):
     ('raise SystemExit("no torch here")', 'bench_torch.py .* failed: no torch here'),
     ('', 'failed: no output'),
     (_printing(round_s=[], foreign_load=[], error='out of actors'), 'failed: out of actors'),
+    (_printing(round_s=[9, 4], foreign_load=[0, 0]), 'ended before its last round'),
   ],
 )
 def test_a_rival_that_fails_is_named_with_its_reason(program, reason, tmp_path):
@@ -73,7 +101,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize('missing', ['--peers', '--peers-python'])
 def test_what_is_not_there_is_named(missing, tmp_path):
-  (tmp_path / 'bench_torch.py').touch()
+  _rivals(tmp_path, '')
   places = {'--peers': tmp_path, '--peers-python': sys.executable, missing: tmp_path / 'none'}
   with pytest.raises(UserError, match=f'^{missing}: there is no '):
     peers.Peers(*map(str, places.values()))

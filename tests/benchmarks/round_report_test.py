@@ -3,6 +3,8 @@
 """What is made of the measurements of `make bench`."""
 
 import io
+import json
+import math
 
 import pytest
 import rich.console
@@ -23,8 +25,8 @@ def _kinds(**changes):
     round_report.loop_of('float32'): _measured([1.0, 3.0, 5.0], loss=2.0),
     # Half the operations in half a second: 60 a second.
     round_report.peak_of('float32'): _measured([0.5, 0.5, 0.5], flops=30),
-    _TORCH: _measured([4.0, 4.0, 4.0]),
-    peers.FLOWER: _measured([8.0, 8.0, 8.0]),
+    _TORCH: _measured([4.0, 4.0, 4.0], loss=5.0),
+    peers.FLOWER: _measured([8.0, 8.0, 8.0], loss=5.0),
   }
   return {**kinds, **changes}
 
@@ -67,6 +69,31 @@ def test_losses_of_both_types_are_compared(loss, agrees):
   figures = round_report.summary(_kinds(**rounded), ['float32', 'bfloat16'])
   assert figures['loss_difference'] == pytest.approx(loss / 2 - 1)
   assert figures['loss_agrees'] is agrees
+
+
+@pytest.mark.parametrize(('loss', 'agrees'), [(2.00001, True), (2.0001, False), (None, False)])
+def test_a_loop_that_computes_something_else_than_the_round_is_marked(loss, agrees):
+  loop = round_report.loop_of('float32')
+  kinds = _kinds(**{loop: _measured([1.0, 3.0, 5.0], loss=loss)})
+  figures = round_report.summary(kinds, ['float32'])
+  assert list(figures['off']) == ([] if agrees else [loop])
+  assert (f'! {loop}: loss {loss}, of round, float32 2.0' in _text(kinds, figures)) is not agrees
+
+
+@pytest.mark.parametrize(
+  ('loss', 'agrees'), [(5.02, True), (4.98, True), (5.03, False), (math.nan, False)]
+)
+def test_a_rival_whose_losses_are_off_is_marked_and_not_the_fastest(loss, agrees):
+  rounded = 'PyTorch + PEFT, bfloat16'
+  fast = {rounded: _measured([1.0, 1.0, 1.0], loss=loss)}
+  kinds = _kinds(**{peers.REFERENCE: _measured([9.0, 9.0, 9.0], loss=5.0)}, **fast)
+  figures = round_report.summary(kinds, ['float32'])
+  assert list(figures['off']) == ([] if agrees else [rounded])
+  (fastest,) = [name for name in figures['ratios'] if 'fastest rival' in name]
+  assert (rounded in fastest) is agrees
+  assert (f'! {rounded}: loss ' in _text(kinds, figures)) is not agrees
+  # Python would write NaN, which is no JSON.
+  json.dumps(figures, allow_nan=False)
 
 
 def test_without_rivals_nothing_is_said_of_them():

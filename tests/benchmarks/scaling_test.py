@@ -15,9 +15,9 @@ def _never(size, repeats):
   raise AssertionError
 
 
-def _points(seconds, megabytes):
+def _points(seconds, megabytes, driver=lambda _: 400.0):
   # The median counts.
-  return [Point(n, [seconds(n), 1e9, 0.0], 5.0, 400.0, megabytes(n)) for n in SIZES]
+  return [Point(n, [seconds(n), 1e9, 0.0], 5.0, driver(n), megabytes(n)) for n in SIZES]
 
 
 @pytest.fixture
@@ -43,6 +43,29 @@ def results():
 def test_what_grows_too_fast_is_named(results):
   found = {name: result.too_fast for name, result in results.items()}
   assert found == {'linear': '', 'slow': 'time', 'large': 'memory', 'both': 'time, memory'}
+
+
+@pytest.mark.parametrize(
+  ('constant', 'each', 'limit', 'found'),
+  [
+    (900.0, 0.9, 1.0, ''),
+    # A tenth of what the driver needs for itself: an exponent of 0.03.
+    (900.0, 1.5, 1.0, 'driver memory'),
+    (0.0, 0.9, 1.0, ''),
+    (0.0, 1.5, 1.0, 'driver memory'),
+    (900.0, 1.5, None, ''),
+    # 6 MB in all are noise.
+    (900.0, 0.1, 0.01, ''),
+  ],
+)
+def test_what_the_driver_holds_for_each_has_a_limit_of_its_own(constant, each, limit, found):
+  sweep = scaling.Sweep(_never, SIZES, 0, 0, limit)
+  points = _points(lambda _: 1.0, lambda _: 50.0, lambda size: constant + each * size)
+  assert scaling.summarize(sweep, points).too_fast == found
+
+
+def test_the_population_has_a_limit_for_the_driver_that_holds_it():
+  assert scaling.SWEEPS['population'].driver_limit
 
 
 def test_the_json_holds_all_points_and_is_what_the_picture_is_drawn_from(results):

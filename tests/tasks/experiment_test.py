@@ -1,8 +1,11 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
 import collections
+import dataclasses
 import functools
+import os
 import re
+import types
 
 import numpy as np
 import pytest
@@ -83,13 +86,45 @@ def test_those_with_most_to_do_come_first_and_canaries_last(preset):
   assert made.longest_first([6, 0, 4, 1, 3, 2, 5]) == [3, 2, 1, 5, 0, 4, 6]
 
 
+def test_rows_of_any_cohort_are_made_once(preset, monkeypatch):
+  monkeypatch.setattr(experiment, '_PACKED_CLIENTS', 1)
+  made = experiment.Experiment(tiny_world.run_config(preset, clients_per_round=6))
+  packed = []
+  rows = made.packer.rows
+  monkeypatch.setattr(made.packer, 'rows', lambda examples: packed.append(0) or rows(examples))
+  cohort = made.longest_first(range(6))
+  made.client_data(cohort, made.initial_ranks, 1)
+  made.client_data(cohort, made.initial_ranks, 2)
+  assert len(packed) == 6
+
+
+@pytest.mark.parametrize(
+  ('cores', 'wanted', 'at_a_time'), [(2, 0, 2), (64, 0, 3), (2, 64, 3), (64, 1, 1)]
+)
+def test_no_more_clients_at_a_time_than_a_round_has(preset, monkeypatch, cores, wanted, at_a_time):
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
+  config = tiny_world.run_config(preset, concurrent_clients=wanted)
+  assert experiment.Experiment(config).concurrent_clients() == at_a_time
+
+
+def test_private_processes_are_built(preset, monkeypatch):
+  config = tiny_world.run_config(
+    preset, privacy='central', noise_multiplier=1.0, delta=0.01, clients_per_round=2
+  )
+  made = experiment.Experiment(config)
+  monkeypatch.setattr(experiment, 'kept', lambda *_: 'kept')
+  monkeypatch.setattr(made, '_built_process', lambda: 'built')
+  assert made.build_process() == 'built'
+
+
 def test_what_a_run_measures_leaves_the_process_alone(preset, monkeypatch):
   keys = []
   monkeypatch.setattr(experiment, 'kept', lambda kind, parts, make: keys.append((kind, parts)))
 
-  def parts_of_process(**changes):
+  def parts_of_process(attributes=(), **changes):
     made = experiment.Experiment.__new__(experiment.Experiment)
     made.__dict__ |= {**tiny.__dict__, 'config': tiny_world.run_config(preset, **changes)}
+    made.__dict__.update(attributes)
     made.build_process()
     return keys.pop()
 
@@ -101,6 +136,20 @@ def test_what_a_run_measures_leaves_the_process_alone(preset, monkeypatch):
   assert parts_of_process(rounds=9, eval_every=1, decode_examples=0) == same
   for changes in ({'seed': 1}, {'batch_size': 3}, {'client_learning_rate': 0.5}):
     assert parts_of_process(**changes) != same
+  ranks = tiny.initial_ranks.copy()
+  ranks[0] += 1
+  for changes in ({'initial_ranks': ranks}, {'data': types.SimpleNamespace(labels=('a', 'b'))}):
+    assert parts_of_process(changes) != same
+  backbone = tiny.base.backbone
+  parts = {name: getattr(backbone, name) for name in ('directory', 'sha256', 'tensors')}
+  (first, *others) = backbone.tensors
+  for changes in (
+    {'directory': 'elsewhere'},
+    {'sha256': 'of another'},
+    {'tensors': [dataclasses.replace(first, file='renamed'), *others]},
+  ):
+    other = types.SimpleNamespace(backbone=types.SimpleNamespace(**{**parts, **changes}))
+    assert parts_of_process({'base': other}) != same
 
 
 @pytest.mark.parametrize('distribution', ['broadcast', 'select'])

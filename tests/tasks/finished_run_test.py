@@ -26,6 +26,15 @@ def test_reads_what_the_run_says(directory):
   assert run.messages() == 10 * synthetic_runs.ROUNDS
 
 
+def test_a_slow_first_round_leaves_the_median_alone(directory):
+  text = (directory / 'metrics.csv').read_text()
+  (directory / 'metrics.csv').write_text(text.replace(',9.0,', ',90.0,', 1))
+  run = FinishedRun.read(directory)
+  assert run.per_round('round_seconds')[0] == 90
+  assert run.median('round_seconds') == 9
+  assert run.median('nosuch') is None
+
+
 def test_a_run_before_there_were_methods_is_hetlora(directory):
   text = (directory / 'config.json').read_text().replace('"method": "hetlora", ', '')
   (directory / 'config.json').write_text(text)

@@ -15,7 +15,7 @@ from tasks.errors import UserError
 @pytest.fixture(name='world')
 def world_fixture(tmp_path, monkeypatch):
   """Evaluations of a directory, and what they evaluated in which thread."""
-  measured = []
+  measured, built = [], []
 
   def evaluate(evaluator, parameters, *, write):
     measured.append((parameters, write, threading.current_thread()))
@@ -29,7 +29,7 @@ def world_fixture(tmp_path, monkeypatch):
     (tmp_path / name).write_text(json.dumps(value))
 
   made = held_out.HeldOut(
-    types.SimpleNamespace(evaluator=object),
+    types.SimpleNamespace(evaluator=lambda: built.append(threading.current_thread())),
     types.SimpleNamespace(
       root=tmp_path,
       write_json=write_json,
@@ -39,7 +39,7 @@ def world_fixture(tmp_path, monkeypatch):
     types.SimpleNamespace(say_busy=lambda text: None),
     types.SimpleNamespace(event=lambda *args, **fields: None),
   )
-  return types.SimpleNamespace(made=made, measured=measured)
+  return types.SimpleNamespace(made=made, measured=measured, built=built)
 
 
 def test_what_was_begun_is_used_once(world):
@@ -52,6 +52,8 @@ def test_what_was_begun_is_used_once(world):
   assert [(what, write) for what, write, _ in world.measured] == [('base', True), ('tuned', True)]
   here = threading.current_thread()
   assert [thread is here for *_, thread in world.measured] == [False, True]
+  # While it is built nobody else uses the tokenizer.
+  assert world.built == [here]
   # Of another round: a resumed run has gone on.
   assert world.made.final(2, 'better')['perplexity'] == 6.0
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tasks import participation
+from tests.integration import tiny_world
 
 
 def test_cohort_depends_on_seed_and_round_alone():
@@ -20,6 +21,26 @@ def test_cohort_is_drawn_without_replacement():
     assert len(set(drawn)) == 8
     assert set(drawn) <= set(range(12))
   assert sorted(participation.cohort(6, 6, 0, 1)) == list(range(6))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'most'),
+  [
+    ({}, 3),
+    # An expected 2, of 6 clients.
+    ({'privacy': 'central', 'clients_per_round': 2, 'noise_multiplier': 1.0}, 4),
+    ({'privacy': 'central', 'clients_per_round': 5, 'noise_multiplier': 1.0}, 6),
+    (
+      {
+        'privacy': 'central', 'clients_per_round': 5, 'noise_multiplier': 1.0, 'audit_canaries': 2,
+        'insecure_seeded_noise': True,
+      },
+      8,
+    ),
+  ],
+)  # fmt: skip
+def test_largest_cohort(changes, most):
+  assert participation.most_clients(tiny_world.run_config('', **changes), 6) == most
 
 
 def test_everybody_is_drawn_about_as_often():

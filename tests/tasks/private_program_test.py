@@ -170,6 +170,9 @@ def test_log_is_secret_and_the_screen_shows_no_time(private, known):
   assert not (private / 'log.jsonl').exists()
   events = [json.loads(line) for line in path.read_text().splitlines()]
   assert [e['round'] for e in events if e['event'] == 'round_finished'] == [1, 2, 3]
+  # How long the evaluation of the base takes is told: no round may train beside it.
+  in_order = [(e['event'], e.get('round')) for e in events]
+  assert in_order.index(('evaluated', 0)) < in_order.index(('round_started', 1))
   shown = (private.parent / 'shown').read_text()
   assert 'round_finished round=1\n' in shown
   assert 'checkpoint_saved round=1\n' in shown

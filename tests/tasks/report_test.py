@@ -101,6 +101,11 @@ class RunReportTest(parameterized.TestCase):
     self.assertIn('1 kB down, 2 kB up', text)
     self.assertIn('hetlora train --task docstrings', text)
 
+  def test_says_how_long_most_rounds_take(self):
+    rows = '1,2.0\n2,4.0\n3,60.0\n'
+    self.write_full(**{'metrics.csv': f'round,round_seconds\n{rows}'})
+    self.assertIn('a median round takes 4 s on', self.render().text)
+
   def test_shows_config_environment_tiers_and_samples(self):
     self.write_full()
     text = self.render().text

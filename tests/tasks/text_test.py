@@ -1,5 +1,8 @@
 # Copyright 2026 The HetLoRA-TFF Authors.
 # SPDX-License-Identifier: Apache-2.0
+import concurrent.futures
+import sys
+
 import keras_nlp
 import pytest
 from hypothesis import given
@@ -42,6 +45,21 @@ def test_encoding_by_word_equals_encoding_the_whole(tokenizer, whole, string):
 @given(st.one_of(_ANY, _PROSE, _SPACES))
 def test_decoding_inverts_encoding(tokenizer, string):
   assert tokenizer.decode(tokenizer.encode(string)) == string
+
+
+def test_threads_share_it(whole, monkeypatch):
+  monkeypatch.setattr(text, '_MAX_KNOWN', 20)
+  shared = text.Tokenizer(whole)
+  texts = [f'{word} {number}' for number in range(60) for word in _CORPUS[0].split()]
+  expected = [shared.encode(string) for string in texts]
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-6)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+      for encoded in threads.map(lambda _: [shared.encode(string) for string in texts], range(4)):
+        assert encoded == expected
+  finally:
+    sys.setswitchinterval(interval)
 
 
 def test_digits_of_any_kind_are_one_word():

@@ -170,6 +170,13 @@ def test_refuses_no_clients_at_all():
     worker_lib.LocalWorker(0)
 
 
+@pytest.mark.parametrize(('clients', 'threads'), [(1, 8), (3, 2), (8, 1), (9, 1)])
+def test_clients_share_out_the_cores(monkeypatch, clients, threads):
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)))
+  counts = worker_lib.LocalWorker(clients)._thread_counts()
+  assert counts == {'TF_NUM_INTRAOP_THREADS': str(threads)}
+
+
 def test_log_file_takes_the_workers_output(tmp_path):
   log = tmp_path / 'worker.log'
   with worker_lib.LocalWorker(1, log) as worker:
